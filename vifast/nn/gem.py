@@ -49,4 +49,5 @@ class GeM(nn.Module):
 
     def extra_repr(self) -> str:
         learnable = isinstance(self.p, nn.Parameter)
-        return f"p={torch.as_tensor(self.p).item():g}, learnable={learnable}, clamp={self.clamp}, eps={self.eps:g}"
+        p = self.p.item() if learnable else self.p
+        return f"p={p:g}, learnable={learnable}, clamp={self.clamp}, eps={self.eps:g}"

@@ -11,8 +11,8 @@ class BNNeck(nn.BatchNorm1d):
 
     Shapes: ``[N, num_features]`` to the same.
 
-    Source: Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification"; there the
-    shift is removed altogether, here it stays as zeros so that published weight files fit.
+    Source: Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification";
+    there the shift is removed altogether, here it stays as zeros so that published weight files fit.
 
     >>> neck = BNNeck(8)
     >>> neck.weight.requires_grad, neck.bias.requires_grad

@@ -8,8 +8,8 @@ class NonLocal(nn.Module):
 
     .. math:: y = \tfrac{1}{HW}\, \theta(x)\, \big(\phi(x)^\top g(x)\big), \qquad z = x + \mathrm{BN}(W y)
 
-    theta, phi, g are 1x1 convolutions C -> embed with bias, W one embed -> C. Without a softmax the product may
-    be taken from the right, which gives the same y with an ``embed x embed`` matrix in place of HW x HW.
+    theta, phi, g are 1x1 convolutions C -> embed with bias, W one embed -> C. Without a softmax the product
+    may be taken from the right, which gives the same y with an ``embed x embed`` matrix in place of HW x HW.
     BN starts with scale and shift 0, so the block adds nothing until it has learned to.
 
     Args:
