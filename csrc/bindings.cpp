@@ -1,0 +1,22 @@
+// vifast.kernels._C: arithmetic of the ops over DLPack views. Contracts are in csrc/<op>.h, bindings in csrc/bind/<op>.cpp.
+#include <pybind11/pybind11.h>
+
+#include "bind/bind.h"
+#include "isa.h"
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "CPU arithmetic of vifast. Arguments are tensors or arrays; outputs are allocated by the caller.";
+  m.def("isa", [] { return vifast::isa_name(vifast::isa()); }, "The instruction set in use.");
+  m.def(
+      "set_isa",
+      [](const std::string& name) {
+        for (auto level : {vifast::Isa::scalar, vifast::Isa::avx2, vifast::Isa::avx512}) {
+          if (name == vifast::isa_name(level)) return vifast::set_isa(level);
+        }
+        throw pybind11::value_error("name: expected scalar, avx2 or avx512, got " + name);
+      },
+      pybind11::arg("name"), "Use an instruction set for the rest of the process; False where the processor lacks it.");
+  vifast::bind_distance(m);
+  vifast::bind_batch_hard(m);
+  vifast::bind_weighted_triplet(m);
+}

@@ -1,0 +1,40 @@
+// Included by *.simd.cpp only: one copy per instruction set, in that set's namespace.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace vifast::VIFAST_ISA {
+
+// ||a - b||^2 by direct difference in float64: exact differences, so equal rows give 0 and equal pairs equal values.
+static inline double direct_sqdist(const float* a, const float* b, int64_t d) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t k = 0; k < d; ++k) {
+    const double t = static_cast<double>(a[k]) - static_cast<double>(b[k]);
+    sum += t * t;
+  }
+  return sum;
+}
+
+// e^x to 2 ulp for x in [-87, 88], clamped outside; written so that compilers vectorise it (no calls, no branches).
+static inline float exp_inline(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the low mantissa bits now hold round(x / ln 2)
+  const float n = shifted - 12582912.0f;
+  float r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &bits, sizeof(scale));
+  return p * scale;
+}
+
+}  // namespace vifast::VIFAST_ISA
