@@ -70,7 +70,7 @@ def test_damaged_file_is_named(published, tmp_path, suffix, keep):
 def test_code_in_a_pickle_is_refused(tmp_path):
     path = tmp_path / "w.pth"
     torch.save({"conv1.weight": create}, path)
-    with pytest.raises(ValueError, match="damaged or not a PyTorch state dict"):
+    with pytest.raises(ValueError, match="damaged or not a PyTorch file"):
         read_tensors(path)
 
 

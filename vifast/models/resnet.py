@@ -104,24 +104,28 @@ class ResNet(nn.Module):
             raise ValueError(f"last_stride: expected 1 or 2, got {last_stride!r}")
         super().__init__()
         self.first, self.last = first, last
-        self.out_channels = width
+        self.channels = {0: width}  # of each stage's output, up to the last one held
         if first == 0:
             self.conv1, self.bn1 = _conv(3, width, 7, 2), nn.BatchNorm2d(width)
             self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)
         for stage, depth in enumerate(depths, start=1):
             if stage > last:
                 break
-            n_in, stage_width = self.out_channels, width * 2 ** (stage - 1)
-            self.out_channels = stage_width * block.expansion
+            n_in, stage_width = self.channels[stage - 1], width * 2 ** (stage - 1)
+            self.channels[stage] = stage_width * block.expansion
             if stage < first:
                 continue
             stride = (1, 2, 2, last_stride)[stage - 1]
             blocks = [block(n_in, stage_width, stride)]
-            blocks += [block(self.out_channels, stage_width, 1) for _ in range(depth - 1)]
+            blocks += [block(self.channels[stage], stage_width, 1) for _ in range(depth - 1)]
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels[self.last]
 
     def stages(self) -> Iterator[tuple[int, nn.Sequential]]:
         """The residual stages held, as (number, blocks): where a system puts its own modules in between."""

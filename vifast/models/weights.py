@@ -3,6 +3,7 @@
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
         ValueError: the file is damaged, or does not hold a flat dict of tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
+    if path.is_file() and path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -28,13 +27,25 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
             return load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged safetensors file ({error})") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: damaged or not a PyTorch state dict ({_first_line(error)})") from error
+    state = read_saved(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: expected a flat dict of tensors, got {type(state).__name__}")
     return state
+
+
+def read_saved(path: str | os.PathLike) -> Any:
+    """What `torch.save` wrote, restricted to tensors and plain containers.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds anything that would have to be executed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: damaged or not a PyTorch file ({_first_line(error)})") from error
 
 
 def load_backbone(model: ResNet, path: str | os.PathLike) -> list[str]:
