@@ -1,0 +1,185 @@
+"""Configuration of a run: frozen, validated, read from YAML; a misspelt key is an error, never ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from vifast import systems
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says where and why, one problem a line."""
+
+
+class Section(BaseModel):
+    """A frozen part of a configuration without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetConfig(Section):
+    """Which layout is read, and how it is sampled."""
+
+    name: Literal["sysu", "regdb"] = "sysu"
+    height: int = Field(288, ge=16)
+    width: int = Field(144, ge=8)
+    num_ids: int = Field(8, ge=2, description="identities in a batch")
+    num_instances: int = Field(4, ge=1, description="images of each identity and modality in a batch")
+
+
+class OptimizerConfig(Section):
+    """Optimiser; ``lr_scale`` multiplies the rate of the system's parameter groups by name."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    lr_scale: dict[str, float] = Field(default_factory=dict)
+    clip_norm: float | None = Field(None, gt=0)
+
+
+class ScheduleConfig(Section):
+    """Learning rate over time: see `vifast.train.schedule`."""
+
+    name: Literal["steps", "cosine"] = "steps"
+    warmup_epochs: float = Field(0, ge=0)
+    milestones: tuple[int, ...] = ()
+    gamma: float = Field(0.1, gt=0, le=1)
+
+
+class TrainConfig(Section):
+    """Everything that decides a run. ``data`` is the dataset's root folder, ``options`` the system's own."""
+
+    system: str
+    options: Any
+    data: Path | None = None
+    dataset: DatasetConfig = DatasetConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    epochs: int = Field(81, ge=1)
+    steps_per_epoch: int | None = Field(None, ge=1, description="None: as many as the data give")
+    seed: int = Field(0, ge=0)
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    evaluate_every: int = Field(10, ge=0, description="epochs between evaluations; 0: only after the last")
+
+
+def presets() -> list[str]:
+    """Names of the configurations that come with the package."""
+    files = (resources.files("vifast.train") / "configs").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """A configuration from a preset's name or a YAML file, with ``key=value`` overrides.
+
+    ``base: NAME`` in a file starts from that preset. Override keys are dotted paths (``optimizer.lr=0.05``),
+    values are YAML.
+
+    Raises:
+        ConfigError: no such preset or file, YAML that does not parse, an unknown key (the nearest known
+            one is named), a value of the wrong type or range.
+
+    >>> load_config("agw-sysu", ["epochs=2", "optimizer.lr=0.05"]).optimizer.lr
+    0.05
+    """
+    data = _read(source)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"{override!r}: expected KEY=VALUE, for example optimizer.lr=0.05")
+        _assign(data, key.split("."), _parse(value, override))
+    return build_config(data)
+
+
+def build_config(data: Mapping[str, Any]) -> TrainConfig:
+    """The validated configuration of a plain mapping; see `load_config`."""
+    try:
+        system_options = systems.get(data.get("system", "agw")).Options
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    data = {"system": "agw", "options": {}, **data}
+    unknown = list(_unknown_keys(data, TrainConfig, system_options))
+    if unknown:
+        raise ConfigError("\n".join(unknown))
+    try:
+        options = TypeAdapter(system_options).validate_python(data["options"])
+        return TrainConfig.model_validate({**data, "options": options})
+    except ValidationError as error:
+        section = None if error.title == TrainConfig.__name__ else "options"
+        raise ConfigError("\n".join(_explain(item, section) for item in error.errors())) from error
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if str(source) in presets():
+        text = (resources.files("vifast.train") / "configs" / f"{source}.yaml").read_text()
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        raise ConfigError(f"{source}: no such file, and not a preset{_nearest(str(source), presets())}")
+    data = _parse(text, str(source))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}: expected a mapping of keys to values, got {type(data).__name__}")
+    base = data.pop("base", None)
+    return data if base is None else _merge(_read(base), data)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _assign(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        data = data.setdefault(key, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"{'.'.join(keys)}: {key} is a value, not a section")
+    data[keys[-1]] = value
+
+
+def _unknown_keys(data: Mapping[str, Any], section: type, options: type = object) -> Iterator[str]:
+    """One message for each key that ``section`` (a model or a dataclass) does not have, at any depth."""
+    if dataclasses.is_dataclass(section):
+        known = {field.name: field.type for field in dataclasses.fields(section)}
+    else:
+        known = {name: field.annotation for name, field in section.model_fields.items()}
+    for key, value in data.items():
+        if key not in known:
+            yield f"{key}: unknown key{_nearest(key, known)}"
+        elif isinstance(value, Mapping):
+            inner = options if key == "options" else known[key]
+            if dataclasses.is_dataclass(inner) or (isinstance(inner, type) and issubclass(inner, Section)):
+                yield from (f"{key}.{message}" for message in _unknown_keys(value, inner))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"; the nearest known name is {close[0]!r}" if close else ""
+
+
+def _explain(error: Mapping[str, Any], section: str | None) -> str:
+    where = ".".join(str(part) for part in (section, *error["loc"]) if part is not None)
+    return f"{where}: {error['msg'][:1].lower()}{error['msg'][1:]}, got {error['input']!r}"

@@ -1,0 +1,83 @@
+"""What a run leaves behind while it trains: ``metrics.jsonl``, TensorBoard events, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(out: Path) -> list[dict]:
+    """The lines of a run's ``metrics.jsonl``, oldest first; a last line cut short by a kill is left out."""
+    path = out / METRICS
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+class RunLog:
+    """Context manager that records scalars by step and shows progress.
+
+    On resumption at ``step`` the records of later steps, which will be trained again, are dropped first.
+    """
+
+    def __init__(self, out: Path, *, total: int, step: int = 0, quiet: bool = False):
+        self.out, self.total, self.step, self.quiet = out, total, step, quiet
+
+    def __enter__(self) -> RunLog:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = [record for record in read_metrics(self.out) if record["step"] <= self.step]
+        temporary = self.out / f"{METRICS}.tmp"
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(temporary, self.out / METRICS)
+        self._lines = (self.out / METRICS).open("a", buffering=1)
+        self._board = SummaryWriter(self.out / "tensorboard", purge_step=self.step + 1 if self.step else None)
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[info]}"),
+            TimeRemainingColumn(),
+            disable=self.quiet,
+        )
+        self._progress.start()
+        self._task = self._progress.add_task("training", total=self.total, completed=self.step, info="")
+        self._clock = time.perf_counter()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+        self._board.close()
+        self._lines.close()
+
+    def train(self, step: int, scalars: Mapping[str, float], *, images: int, epoch: int) -> None:
+        """Records one optimiser step of ``images`` images."""
+        now = time.perf_counter()
+        speed, self._clock = images / max(now - self._clock, 1e-9), now
+        self._write(step, "train", {**scalars, "images_per_second": speed}, epoch)
+        info = f"epoch {epoch + 1}  loss {scalars['loss']:.3f}  {speed:.0f} images/s"
+        self._progress.update(self._task, completed=step, info=info)
+
+    def evaluation(self, step: int, scalars: Mapping[str, float], *, epoch: int) -> None:
+        """Records an evaluation, and shows it above the bar."""
+        self._write(step, "eval", scalars, epoch)
+        text = "  ".join(f"{name} {100 * value:.1f} %" for name, value in scalars.items())
+        self._progress.console.print(f"epoch {epoch}: {text}", highlight=False)
+        self._clock = time.perf_counter()
+
+    def _write(self, step: int, kind: str, scalars: Mapping[str, float], epoch: int) -> None:
+        self._lines.write(json.dumps({"step": step, "epoch": epoch, "kind": kind, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
