@@ -1,0 +1,148 @@
+"""Images to batches on the CPU: Pillow decoding in torch's DataLoader."""
+
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+
+from vifast.data.records import Samples
+from vifast.data.transforms import Augment, normalize
+
+
+def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
+    """Decode an image to RGB and resize it (bilinear) to `size` = (height, width): uint8 `[H, W, 3]`.
+
+    Raises:
+        ValueError: the file cannot be decoded, in whole; the message has its path.
+        FileNotFoundError: there is no such file.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+            return np.array(
+                image if image.size == size[::-1] else image.resize(size[::-1], Image.Resampling.BILINEAR)
+            )
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken headers
+        raise ValueError(f"{path}: cannot be decoded ({error})") from error
+
+
+class ImageDataset(Dataset):
+    """Samples as dicts of image, label, camera, modality and index.
+
+    An item is asked for by `(epoch, index)`. Its random numbers come from a counter-based generator (Philox) keyed by
+    `(seed, epoch, index)`: the same for any order of items, batch and number of workers.
+    """
+
+    def __init__(
+        self, samples: Samples, *, size: tuple[int, int], augment: Augment | None, cache: bool, seed: int
+    ):
+        self.samples, self.size, self.augment, self.seed = samples, size, augment, seed
+        self._images = np.stack([read_image(path, size) for path in samples.paths]) if cache else None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | int]:
+        epoch, index = key
+        image = (
+            self._images[index]
+            if self._images is not None
+            else read_image(self.samples.paths[index], self.size)
+        )
+        modality = int(self.samples.modality[index])
+        if self.augment is None:
+            tensor = normalize(image)
+        else:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, index, 0, 0]))
+            tensor = self.augment(image, modality, rng)
+        return {
+            "image": tensor,
+            "label": int(self.samples.labels[index]),
+            "camera": int(self.samples.cams[index]),
+            "modality": modality,
+            "index": index,
+        }
+
+
+class _EpochKeys:
+    """The batches of a sampler with its epoch beside every index, so that no worker needs to be told the epoch."""
+
+    def __init__(self, batch_sampler: Iterable[list[int]]):
+        self.batch_sampler = batch_sampler
+        self.epoch = 0
+        self.batch_size, self.drop_last = (
+            getattr(batch_sampler, "batch_size", None),
+            False,
+        )  # Accelerate asks for both
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        if hasattr(self.batch_sampler, "set_epoch"):
+            self.batch_sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batch_sampler:
+            yield [(self.epoch, index) for index in batch]
+
+
+def make_loader(
+    samples: Samples,
+    *,
+    size: tuple[int, int],
+    augment: Augment | None = None,
+    batch_sampler: Iterable[list[int]] | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    cache: bool = False,
+    seed: int = 0,
+) -> DataLoader:
+    """A DataLoader over `samples`; the same seed gives the same batches for any number of workers.
+
+    Call `loader.batch_sampler.set_epoch(epoch)` before every epoch of training: it reaches the sampler and the
+    augmentation (Accelerate's prepared loaders do so by themselves).
+
+    Args:
+        samples: what to load.
+        size: (height, width) of the images.
+        augment: training transform; None only normalises.
+        batch_sampler: lists of indices, e.g. `CrossModalSampler`; by default all samples in order, `batch_size` at once.
+        batch_size: images of a batch without a `batch_sampler`.
+        num_workers: processes that decode; 0 decodes in the caller.
+        cache: decode everything once, now, and keep it as uint8 in memory (H * W * 3 bytes an image).
+        seed: key of the augmentation's random numbers.
+
+    Returns:
+        Loader of dicts: `image [B, 3, H, W]` float32, `label`, `camera`, `modality`, `index` `[B]` int64.
+
+    Raises:
+        ValueError: an argument is out of range; or, when an image is read, it cannot be decoded (its path is named).
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("num_workers", num_workers, 0),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected (height, width) in pixels, got {size!r}")
+    if batch_sampler is None:
+        batch_sampler = BatchSampler(SequentialSampler(range(len(samples))), batch_size, drop_last=False)
+    dataset = ImageDataset(samples, size=tuple(size), augment=augment, cache=cache, seed=seed)
+    return DataLoader(
+        dataset,
+        batch_sampler=_EpochKeys(batch_sampler),
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
