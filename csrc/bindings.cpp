@@ -19,4 +19,5 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_distance(m);
   vifast::bind_batch_hard(m);
   vifast::bind_weighted_triplet(m);
+  vifast::bind_ranking(m);
 }

@@ -1,1 +1,6 @@
+"""Exact retrieval without the query x gallery matrix: search, and the metrics of ranked galleries."""
 
+from vifast.retrieval.metrics import evaluate, evaluate_distance
+from vifast.retrieval.ranking import RankMetrics
+
+__all__ = ["RankMetrics", "evaluate", "evaluate_distance"]

@@ -1,0 +1,146 @@
+#include "../ranking.h"
+
+#include <cmath>
+
+#include "../ranking_inl.h"
+
+namespace vifast::VIFAST_ISA {
+
+namespace {
+
+constexpr int64_t kStep = 64;      // columns tested at once before any of them is looked at
+constexpr int64_t kChunk = 4096;   // columns that all positives are compared with while they are in L1
+
+template <class T>
+struct Lane;  // an integer as wide as T, so that a compare's mask adds without a conversion
+template <>
+struct Lane<float> {
+  using type = int32_t;
+};
+template <>
+struct Lane<double> {
+  using type = int64_t;
+};
+
+template <class T>
+void mask_row(const T* row, const T* bias, int64_t n, const int32_t* identity, const int32_t* camera, int32_t drop_camera,
+              int32_t query_identity, bool own_only, T* out, bool* bad) {
+  typename Lane<T>::type nan = 0;
+  if (bias) {
+#pragma omp simd reduction(| : nan)
+    for (int64_t c = 0; c < n; ++c) {
+      out[c] = row[c] + bias[c];
+      nan |= out[c] != out[c];
+    }
+  } else {
+#pragma omp simd reduction(| : nan)
+    for (int64_t c = 0; c < n; ++c) {
+      out[c] = row[c];
+      nan |= row[c] != row[c];
+    }
+  }
+  *bad = nan != 0;
+  if (drop_camera < 0) return;
+#pragma omp simd
+  for (int64_t c = 0; c < n; ++c) {
+    out[c] = dropped(camera[c], identity[c], drop_camera, query_identity, own_only) ? static_cast<T>(NAN) : out[c];
+  }
+}
+
+template <class T>
+void count_ahead(const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* count) {
+  for (int64_t start = 0; start < n; start += kChunk) {
+    const int64_t stop = start + kChunk < n ? start + kChunk : n;
+    for (int64_t k = 0; k < p; ++k) {
+      const T v = value[k];
+      const int64_t split = index[k] < start ? start : index[k] < stop ? index[k] : stop;
+      typename Lane<T>::type sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t c = start; c < split; ++c) sum += row[c] <= v;  // a tie of lower index is ahead
+#pragma omp simd reduction(+ : sum)
+      for (int64_t c = split; c < stop; ++c) sum += row[c] < v;
+      count[k] += sum;
+    }
+  }
+}
+
+// Each column's bucket is the number of positives ahead of it; a prefix sum then counts for all positives at once.
+template <class T>
+void bucket(const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* histogram, int64_t* count) {
+  using I = typename Lane<T>::type;
+  for (int64_t k = 0; k <= p; ++k) histogram[k] = 0;
+  I place[kStep];
+  for (int64_t start = 0; start < n; start += kStep) {
+    const int64_t width = start + kStep < n ? kStep : n - start;
+    const T* x = row + start;
+    for (int64_t l = 0; l < kStep; ++l) place[l] = 0;
+    I left = static_cast<I>(p);  // positives not yet told apart, the same for every column
+    while (left > 1) {
+      const I half = left / 2;
+#pragma omp simd
+      for (int64_t l = 0; l < width; ++l) place[l] += value[place[l] + half - 1] < x[l] ? half : 0;
+      left -= half;
+    }
+    I tie = 0;
+#pragma omp simd reduction(| : tie)
+    for (int64_t l = 0; l < width; ++l) {
+      place[l] += value[place[l]] < x[l];
+      const I at = place[l] < p ? place[l] : static_cast<I>(p - 1);
+      tie |= value[at] == x[l];
+      place[l] = x[l] == x[l] ? place[l] : static_cast<I>(p);  // NaN: dropped, ahead of none
+    }
+    if (tie) {
+      for (int64_t l = 0; l < width; ++l) {
+        while (place[l] < p && ahead(value[place[l]], index[place[l]], x[l], start + l)) ++place[l];
+      }
+    }
+    for (int64_t l = 0; l < width; ++l) ++histogram[place[l]];
+  }
+  int64_t before = 0;
+  for (int64_t k = 0; k < p; ++k) {
+    before += histogram[k];
+    count[k] += before - 1;  // less the positive itself
+  }
+}
+
+template <class T>
+void identities(const T* row, int64_t n, T value, int64_t index, const int32_t* identity, int64_t stamp, int64_t* seen,
+                int64_t limit, int64_t* count) {
+  int64_t found = 0;
+  for (int64_t start = 0; start < n && found < limit; start += kStep) {
+    const int64_t stop = start + kStep < n ? start + kStep : n;
+    typename Lane<T>::type any = 0;
+#pragma omp simd reduction(| : any)
+    for (int64_t c = start; c < stop; ++c) any |= row[c] <= value;
+    if (!any) continue;
+    for (int64_t c = start; c < stop; ++c) {
+      if (!ahead(row[c], c, value, index) || seen[identity[c]] == stamp) continue;
+      seen[identity[c]] = stamp;
+      ++found;
+    }
+  }
+  *count = found < limit ? found : limit;
+}
+
+}  // namespace
+
+#define VIFAST_RANK_DEFINE(T)                                                                                             \
+  void rank_mask_row(const T* row, const T* bias, int64_t n, const int32_t* identity, const int32_t* camera,              \
+                     int32_t drop_camera, int32_t query_identity, bool own_only, T* out, bool* bad) {                     \
+    mask_row(row, bias, n, identity, camera, drop_camera, query_identity, own_only, out, bad);                            \
+  }                                                                                                                       \
+  void rank_count(const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* count) {             \
+    count_ahead(row, n, value, index, p, count);                                                                          \
+  }                                                                                                                       \
+  void rank_bucket(const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* histogram,          \
+                   int64_t* count) {                                                                                      \
+    bucket(row, n, value, index, p, histogram, count);                                                                    \
+  }                                                                                                                       \
+  void rank_identities(const T* row, int64_t n, T value, int64_t index, const int32_t* identity, int64_t stamp,           \
+                       int64_t* seen, int64_t limit, int64_t* count) {                                                    \
+    identities(row, n, value, index, identity, stamp, seen, limit, count);                                                \
+  }
+VIFAST_RANK_DEFINE(float)
+VIFAST_RANK_DEFINE(double)
+
+}  // namespace vifast::VIFAST_ISA

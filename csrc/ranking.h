@@ -1,0 +1,63 @@
+// Average precision, inverse negative penalty and first hits without sorting the gallery: the rank of a positive is one
+// plus the number of kept gallery rows ahead of it, so a query costs P x G compares for P positives (a binary search of
+// G values among P where P is large), and no memory but a copy of its row.
+#pragma once
+#include <cstdint>
+
+#include "isa.h"
+
+namespace vifast {
+
+// Identities and cameras are codes: equal where the caller's values are equal.
+struct RankGallery {
+  int64_t size;
+  const int32_t* identity;  // [size]
+  const int32_t* camera;    // [size]
+  const int64_t* begin;     // [identities + 1] rows of identity i are row[begin[i]] .. row[begin[i + 1] - 1], rising
+  const int64_t* row;       // [size]
+  int64_t identities;
+};
+
+struct RankQueries {
+  const int32_t* identity;     // [n]
+  const int32_t* drop_camera;  // [n] camera whose rows are removed, negative: none
+  bool own_only;               // of the query's own identity only
+  bool per_identity;           // first hit among identities (each at its nearest row) instead of among rows
+  int64_t limit;               // first hits beyond this need not be told apart
+};
+
+struct RankResult {
+  double* ap;      // [n] mean over positives of k / rank_k; NaN without a kept positive
+  double* inp;     // [n] positives / rank of the last; NaN likewise
+  int64_t* first;  // [n] position of the first hit from 1, 0 without a kept positive, -1 where the row holds a NaN
+};
+
+// Queries [q0, q1). keys [n, size]: smaller is nearer; bias [size] or null is added to every row.
+template <class T>
+void rank_rows(const T* keys, const T* bias, RankGallery gallery, RankQueries queries, int64_t q0, int64_t q1, RankResult out);
+
+// From ranks (any order, from 1; 0: dropped) of one query's positives; sorts them in place.
+void rank_summary(int64_t* ranks, int64_t n, double* ap, double* inp);
+
+// What a row costs depends on the instruction set; the numbers do not. T is float or double.
+
+// out = row + bias, NaN where dropped; *bad = whether the row itself holds a NaN.
+#define VIFAST_RANK_DECLARE(T)                                                                                                 \
+  VIFAST_DECLARE(rank_mask_row,                                                                                                \
+                 (const T* row, const T* bias, int64_t n, const int32_t* identity, const int32_t* camera, int32_t drop_camera, \
+                  int32_t query_identity, bool own_only, T* out, bool* bad))                                                   \
+  /* count[k] += rows ahead of (value[k], index[k]). */                                                                        \
+  VIFAST_DECLARE(rank_count, (const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* count))       \
+  /* The same for positives sorted so that each is ahead of the next; histogram [p + 1] is scratch. */                         \
+  VIFAST_DECLARE(rank_bucket,                                                                                                  \
+                 (const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* histogram, int64_t* count)) \
+  /* Distinct identities with a row ahead of (value, index), at most limit; seen [identities] must not hold `stamp`. */        \
+  VIFAST_DECLARE(rank_identities,                                                                                              \
+                 (const T* row, int64_t n, T value, int64_t index, const int32_t* identity, int64_t stamp, int64_t* seen,      \
+                  int64_t limit, int64_t* count))
+
+VIFAST_RANK_DECLARE(float)
+VIFAST_RANK_DECLARE(double)
+#undef VIFAST_RANK_DECLARE
+
+}  // namespace vifast

@@ -1,0 +1,55 @@
+"""Arguments of the retrieval calls: arrays become tensors, and each error names what was expected and what came."""
+
+import operator
+import warnings
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vifast import _checks
+
+
+def as_tensor(name: str, value) -> Tensor:
+    """A tensor as it is (detached), a NumPy array as a tensor over the same memory."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a tensor or an array, got {type(value).__name__}")
+    if any(stride < 0 for stride in value.strides):
+        value = np.ascontiguousarray(value)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing here writes to it
+        try:
+            return torch.from_numpy(value)
+        except TypeError as error:
+            raise TypeError(f"{name}: expected a numeric array, got dtype {value.dtype}") from error
+
+
+def features(query, gallery) -> tuple[Tensor, Tensor]:
+    """Both feature sets: floating-point [Q, D] and [G, D] of one dtype and device, none empty."""
+    query, gallery = as_tensor("query", query), as_tensor("gallery", gallery)
+    _checks.rows("query", query)
+    _checks.rows("gallery", gallery)
+    _checks.same_columns("gallery", gallery, "query", query)
+    for name, value in (("query", query), ("gallery", gallery)):
+        if value.numel() == 0:
+            raise ValueError(f"{name}: expected at least one row and one column, got {list(value.shape)}")
+    return query, gallery
+
+
+def codes_of(name: str, value, like_name: str, count: int) -> Tensor:
+    """Identities or cameras: one integer per row of ``like_name``, as int64 on the CPU (wherever they came from)."""
+    value = as_tensor(name, value).cpu()
+    return _checks.labels(name, value, like_name, torch.empty(count, 0))
+
+
+def positive(name: str, value) -> int:
+    """A whole number of at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected a whole number, got {type(value).__name__}") from None
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+    return number

@@ -1,0 +1,92 @@
+"""Accumulates ranking metrics from blocks of a query x gallery matrix that is never held whole."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vifast import _checks
+from vifast.kernels import _C
+from vifast.kernels._cpu import encoded
+from vifast.retrieval._arguments import codes_of, positive
+from vifast.retrieval.exclude import Exclusion
+
+CMC = ("plain", "identity")
+
+
+@dataclass(frozen=True)
+class RankMetrics:
+    """How well a gallery was ranked. Shares are fractions of 1; tensors are float64 on the CPU.
+
+    Attributes:
+        cmc: [topk]; ``cmc[k - 1]`` is the share of valid queries whose first hit is among the first k.
+        mean_ap: mean of ``ap`` over the valid queries.
+        mean_inp: mean of ``inp`` over the valid queries.
+        num_valid: queries with at least one positive that was not excluded.
+        ap: [Q] average precision, the mean over positives of k / rank_k; NaN for an invalid query.
+        inp: [Q] inverse negative penalty, number of positives / rank of the last one; NaN for an invalid query.
+    """
+
+    cmc: Tensor
+    mean_ap: float
+    mean_inp: float
+    num_valid: int
+    ap: Tensor
+    inp: Tensor
+
+
+class RankFold:
+    """State of one evaluation: fold blocks of rows in any order, then read ``metrics()``."""
+
+    def __init__(self, num_query, num_gallery, query_ids, gallery_ids, query_cams, gallery_cams, exclude, cmc, topk):
+        _checks.one_of("cmc", cmc, CMC)
+        self.topk = positive("topk", topk)
+        self.per_identity = cmc == "identity"
+        ids = codes_of("query_ids", query_ids, "query", num_query)
+        other = codes_of("gallery_ids", gallery_ids, "gallery", num_gallery)
+        self.exclusion = Exclusion.of(exclude, query_cams, gallery_cams, num_query, num_gallery)
+        self.query_identity, self.gallery_identity = encoded(ids, other)
+        self.ap = torch.empty(num_query, dtype=torch.float64)
+        self.inp = torch.empty(num_query, dtype=torch.float64)
+        self.first = torch.empty(num_query, dtype=torch.int64)
+
+    def fold(self, keys: Tensor, start: int, bias: Tensor | None = None) -> None:
+        """Rows ``start ..`` of the matrix: ``keys [n, G]``, smaller is nearer, plus ``bias [G]`` on every row."""
+        rows = slice(start, start + len(keys))
+        if keys.dtype not in (torch.float32, torch.float64):
+            keys = keys.float()
+        function = _C.rank_fold_float32 if keys.dtype == torch.float32 else _C.rank_fold_float64
+        function(
+            keys.cpu().contiguous(),
+            bias,
+            self.query_identity[rows],
+            self.gallery_identity,
+            self.exclusion.drop_camera[rows],
+            self.exclusion.gallery_camera,
+            self.exclusion.own_only,
+            self.per_identity,
+            self.topk,
+            self.ap[rows],
+            self.inp[rows],
+            self.first[rows],
+            torch.get_num_threads(),
+        )
+
+    def metrics(self, name: str) -> RankMetrics:
+        """Means over the valid queries. ``name`` is the argument to blame for a NaN."""
+        if bool((self.first < 0).any()):
+            raise ValueError(f"{name}: row {int((self.first < 0).nonzero()[0])} holds a NaN")
+        valid = self.first > 0
+        count = int(valid.sum())
+        if count == 0:
+            raise ValueError("query_ids: expected a query with a positive that is not excluded, found none")
+        first = self.first[valid]
+        hits = torch.bincount(first[first <= self.topk] - 1, minlength=self.topk)
+        return RankMetrics(
+            cmc=hits.cumsum(0).double() / count,
+            mean_ap=float(self.ap[valid].mean()),
+            mean_inp=float(self.inp[valid].mean()),
+            num_valid=count,
+            ap=self.ap,
+            inp=self.inp,
+        )
