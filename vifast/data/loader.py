@@ -16,33 +16,29 @@ def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     """Decode an image to RGB and resize it (bilinear) to `size` = (height, width): uint8 `[H, W, 3]`.
 
     Raises:
-        ValueError: the file cannot be decoded, in whole; the message has its path.
+        ValueError: the file cannot be decoded to its end; the message has its path.
         FileNotFoundError: there is no such file.
     """
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            return np.array(
-                image if image.size == size[::-1] else image.resize(size[::-1], Image.Resampling.BILINEAR)
-            )
+        with Image.open(path) as file:
+            image = file.convert("RGB")
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken headers
         raise ValueError(f"{path}: cannot be decoded ({error})") from error
+    return np.array(image if image.size == size[::-1] else image.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 class ImageDataset(Dataset):
     """Samples as dicts of image, label, camera, modality and index.
 
-    An item is asked for by `(epoch, index)`. Its random numbers come from a counter-based generator (Philox) keyed by
-    `(seed, epoch, index)`: the same for any order of items, batch and number of workers.
+    An item is asked for by `(epoch, index)`. Its random numbers come from a counter-based generator (Philox)
+    keyed by `(seed, epoch, index)`: the same for any order of items, batch and number of workers.
     """
 
-    def __init__(
-        self, samples: Samples, *, size: tuple[int, int], augment: Augment | None, cache: bool, seed: int
-    ):
+    def __init__(self, samples: Samples, *, size: tuple[int, int], augment: Augment | None, cache: bool, seed: int):
         self.samples, self.size, self.augment, self.seed = samples, size, augment, seed
         self._images = np.stack([read_image(path, size) for path in samples.paths]) if cache else None
 
@@ -51,11 +47,7 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | int]:
         epoch, index = key
-        image = (
-            self._images[index]
-            if self._images is not None
-            else read_image(self.samples.paths[index], self.size)
-        )
+        image = self._images[index] if self._images is not None else read_image(self.samples.paths[index], self.size)
         modality = int(self.samples.modality[index])
         if self.augment is None:
             tensor = normalize(image)
@@ -108,14 +100,15 @@ def make_loader(
 ) -> DataLoader:
     """A DataLoader over `samples`; the same seed gives the same batches for any number of workers.
 
-    Call `loader.batch_sampler.set_epoch(epoch)` before every epoch of training: it reaches the sampler and the
-    augmentation (Accelerate's prepared loaders do so by themselves).
+    Call `loader.batch_sampler.set_epoch(epoch)` before every epoch of training: it reaches the sampler and
+    the augmentation (Accelerate's prepared loaders do so by themselves).
 
     Args:
         samples: what to load.
         size: (height, width) of the images.
         augment: training transform; None only normalises.
-        batch_sampler: lists of indices, e.g. `CrossModalSampler`; by default all samples in order, `batch_size` at once.
+        batch_sampler: lists of indices, e.g. `CrossModalSampler`; by default all samples in order,
+            `batch_size` at once.
         batch_size: images of a batch without a `batch_sampler`.
         num_workers: processes that decode; 0 decodes in the caller.
         cache: decode everything once, now, and keep it as uint8 in memory (H * W * 3 bytes an image).
@@ -125,7 +118,8 @@ def make_loader(
         Loader of dicts: `image [B, 3, H, W]` float32, `label`, `camera`, `modality`, `index` `[B]` int64.
 
     Raises:
-        ValueError: an argument is out of range; or, when an image is read, it cannot be decoded (its path is named).
+        ValueError: an argument is out of range; or, when an image is read, it cannot be decoded (its path is
+            named).
     """
     for name, value, least in (
         ("batch_size", batch_size, 1),

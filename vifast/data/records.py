@@ -12,8 +12,8 @@ VISIBLE, INFRARED = 0, 1
 class Samples:
     """Images as columns of equal length N.
 
-    `paths [N]`; `labels [N]` int64: 0..num_labels-1 in a training split, the dataset's own identity numbers in query
-    and gallery; `cams [N]` int64 camera numbers; `modality [N]` int64, 0 visible, 1 infrared.
+    `paths [N]`; `labels [N]` int64: 0..num_labels-1 in a training split, the dataset's own identity numbers
+    in query and gallery; `cams [N]` int64 camera numbers; `modality [N]` int64, 0 visible, 1 infrared.
 
     Example:
         >>> samples = Samples((Path("a.jpg"), Path("b.jpg")), *np.array([[0, 1], [1, 3], [0, 1]]))
@@ -29,9 +29,7 @@ class Samples:
     def __post_init__(self):
         for name in ("labels", "cams", "modality"):
             if getattr(self, name).shape != (len(self.paths),):
-                raise ValueError(
-                    f"{name}: expected shape ({len(self.paths)},), got {getattr(self, name).shape}"
-                )
+                raise ValueError(f"{name}: expected shape ({len(self.paths)},), got {getattr(self, name).shape}")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -39,17 +37,15 @@ class Samples:
     def select(self, rows: np.ndarray) -> "Samples":
         """The samples at integer positions, or under a mask, `rows`."""
         rows = np.arange(len(self))[rows]
-        return Samples(
-            tuple(self.paths[i] for i in rows), self.labels[rows], self.cams[rows], self.modality[rows]
-        )
+        return Samples(tuple(self.paths[i] for i in rows), self.labels[rows], self.cams[rows], self.modality[rows])
 
 
 @dataclass(frozen=True)
 class Dataset:
     """One dataset as its protocol reads it.
 
-    `identities [num_labels]` are the dataset's numbers of the training labels, ascending. `trials` holds, for every
-    trial of the protocol, the positions in `gallery` that form that trial's gallery.
+    `identities [num_labels]` are the dataset's numbers of the training labels, ascending. `trials` holds, for
+    every trial of the protocol, the positions in `gallery` that form that trial's gallery.
     """
 
     name: str

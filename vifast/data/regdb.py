@@ -3,7 +3,8 @@
     root/{Visible,Thermal}/{identity}/*.bmp
     root/idx/{train,test}_{visible,thermal}_{1..10}.txt      lines `relative/path label`
 
-The identity is the name of the image's folder; the label column is read but not used, as in the published loaders.
+The identity is the name of the image's folder; the label column is read but not used, as in the published
+loaders.
 """
 
 import os
@@ -56,9 +57,7 @@ def _read_list(root: Path, part: str, kind: str, split: int) -> list[tuple[Path,
             raise ValueError(f"{path}:{number}: expected `relative/path label`, got {line[:80]!r}")
         image = root / name
         if not image.parent.name.isdigit():
-            raise ValueError(
-                f"{path}:{number}: expected an identity number as folder of the image, got {name!r}"
-            )
+            raise ValueError(f"{path}:{number}: expected an identity number as folder of the image, got {name!r}")
         if not image.is_file():
             raise FileNotFoundError(f"{path}:{number}: image not found: {image}")
         rows.append((image, int(image.parent.name), CAMERAS[kind], _MODALITY[kind]))

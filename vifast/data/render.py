@@ -1,15 +1,16 @@
 """A small NumPy rasteriser: parts to fragments, fragments to a visible or a near-infrared picture.
 
-Geometry is rasterised once, at `SUPERSAMPLE` times the size of the picture, into fragments: which material a sample
-shows, how far it turns from the camera and where it lies on the cloth. The two sensors shade the same fragments with
-different reflectances and lights; neither sees the other's picture.
+Geometry is rasterised once, at `SUPERSAMPLE` times the size of the picture, into fragments: which material a
+sample shows, how far it turns from the camera and where it lies on the cloth. The two sensors shade the same
+fragments with different reflectances and lights; neither sees the other's picture.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from vifast.data.people import NUM_MATERIALS, Capsule, Cloth, Part, Pattern, Tube
+from vifast.data.people import NUM_MATERIALS, Cloth, Pattern
+from vifast.data.pose import Capsule, Part, Tube
 
 SUPERSAMPLE = 2
 
@@ -27,7 +28,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class Fragments:
-    """Per sample `[H, W]`: `material` (0 where the background shows), `turn` (-1..1 across a part), cloth coordinates."""
+    """What each sample shows, `[H, W]` each.
+
+    `material` is 0 where the background shows, `turn` runs from -1 to 1 across a part, `along` and `up` are the place on
+    the cloth: the way round the body from its front, and the height.
+    """
 
     material: np.ndarray
     turn: np.ndarray
@@ -79,8 +84,8 @@ def shade(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Radiance `[h, w, C]` and coverage `[h, w, 1]` at picture size, the radiance multiplied by the coverage.
 
-    `channel` names the reflectance (`"rgb"` or `"nir"`); `light` is the share of light that comes from all sides and
-    the lateral direction (-1..1) of the rest.
+    `channel` names the reflectance (`"rgb"` or `"nir"`); `light` is the share of light that comes from all
+    sides and the lateral direction (-1..1) of the rest.
     """
     reflectance = {material: getattr(cloth, channel).reshape(2, -1) for material, cloth in materials.items()}
     table = np.zeros((NUM_MATERIALS, reflectance[1].shape[1]), np.float32)
@@ -96,9 +101,7 @@ def shade(
         albedo[at] = first + share * (second - first)
     ambient, lateral = light
     facing = np.sqrt(np.maximum(1.0 - parts.turn**2, 0.0))
-    lit = ambient + (1.0 - ambient) * np.maximum(
-        facing * np.float32(np.sqrt(1 - lateral**2)) + parts.turn * lateral, 0
-    )
+    lit = ambient + (1.0 - ambient) * np.maximum(facing * np.float32(np.sqrt(1 - lateral**2)) + parts.turn * lateral, 0)
     inside = (parts.material > 0).astype(np.float32)
     return _shrink(albedo * (lit * inside)[..., None]), _shrink(inside[..., None])
 
@@ -120,23 +123,19 @@ def _window(low: float, high: float, size: int) -> slice:
     return slice(min(max(int(low), 0), size), min(max(int(high) + 2, 0), size))
 
 
-def _paint(
-    out: Fragments, window: tuple[slice, slice], inside: np.ndarray, part: Part, turn, along, up
-) -> None:
+def _paint(out: Fragments, window: tuple[slice, slice], inside: np.ndarray, part: Part, turn, along, up) -> None:
     out.material[window][inside] = part.material
     for plane, value in ((out.turn, turn), (out.along, along), (out.up, up)):
         np.copyto(plane[window], value, where=inside)
 
 
 def _tube(out: Fragments, tube: Tube, frame: Frame) -> None:
-    x, y = _to_samples(tube.centers, tube.heights, frame)
+    x, y = _to_samples(np.full(len(tube.heights), tube.center), tube.heights, frame)
     widths = tube.widths * frame.scale * (1.0 + frame.pitch * (tube.heights - 0.5))
     window = _window(y[0], y[-1], frame.height), _window((x - widths).min(), (x + widths).max(), frame.width)
     rows = np.arange(window[0].start, window[0].stop) + 0.5
     columns = np.arange(window[1].start, window[1].stop, dtype=np.float32) + np.float32(0.5)
-    center, width, up = (
-        np.interp(rows, y, knots)[:, None].astype(np.float32) for knots in (x, widths, tube.heights)
-    )
+    center, width, up = (np.interp(rows, y, knots)[:, None].astype(np.float32) for knots in (x, widths, tube.heights))
     turn = (columns - center) / width
     inside = (np.abs(turn) < 1.0) & ((rows > y[0]) & (rows < y[-1]))[:, None]
     turn = np.clip(turn, -1.0, 1.0)
@@ -161,7 +160,7 @@ def _capsule(out: Fragments, limb: Capsule, frame: Frame) -> None:
     gap_x, gap_y = px - share * dx, py - share * dy
     radius = np.float32(radii[0]) + share * np.float32(radii[1] - radii[0])
     inside = gap_x * gap_x + gap_y * gap_y < radius * radius
-    # Across the limb, positive to the right: the sign of the offset along the screen's x where the limb is upright.
+    # Signed by the side of the limb: along x where the limb is steep, else along y.
     across = np.clip((gap_x if abs(dy) >= abs(dx) else gap_y) / radius, -1.0, 1.0)
     up = np.float32(limb.heights[0]) + share * np.float32(limb.heights[1] - limb.heights[0])
     _paint(out, window, inside, limb, across, across * np.float32(limb.radii[0]), up)

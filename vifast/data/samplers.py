@@ -8,16 +8,18 @@ from torch.utils.data import Sampler
 
 
 class CrossModalSampler(Sampler[list[int]]):
-    """PxK batches over both modalities: `num_ids` identities, `num_instances` visible and as many infrared images each.
+    """PxK batches over both modalities: `num_ids` identities, `num_instances` visible and as many infrared
+    images each.
 
-    A batch is identity-major and alternates infrared, visible, infrared, visible ... (the order IDKL's position-based
-    terms rely on), hence holds `2 * num_ids * num_instances` indices, and `batch[0::2]` and `batch[1::2]` list the same
-    identities in the same order. Within an epoch every identity is visited equally often up to one round, and an
-    identity's images are all used once before one is used again. An identity with fewer than `num_instances` images in
-    a modality repeats them within a batch.
+    A batch is identity-major and alternates infrared, visible, infrared, visible ... (the order IDKL's
+    position-based terms rely on), hence holds `2 * num_ids * num_instances` indices, and `batch[0::2]` and
+    `batch[1::2]` list the same identities in the same order. Within an epoch every identity is visited
+    equally often up to one round, and an identity's images are all used once before one is used again. An
+    identity with fewer than `num_instances` images in a modality repeats them within a batch.
 
-    The batches of an epoch are a pure function of `(seed, epoch)`; pass the sampler as `batch_sampler` and call
-    `set_epoch` before each epoch. To resume inside an epoch, skip the batches already done: they cost no decoding.
+    The batches of an epoch are a pure function of `(seed, epoch)`; pass the sampler as `batch_sampler` and
+    call `set_epoch` before each epoch. To resume inside an epoch, skip the batches already done: they cost no
+    decoding.
 
     Args:
         labels: identity of every training image `[N]`.
@@ -28,8 +30,8 @@ class CrossModalSampler(Sampler[list[int]]):
         seed: non-negative integer.
 
     Raises:
-        ValueError: shapes differ, an argument is out of range, fewer than `num_ids` identities, or an identity is
-            missing in one modality (it is named).
+        ValueError: shapes differ, an argument is out of range, fewer than `num_ids` identities, or an
+            identity is missing in one modality (it is named).
 
     Example:
         >>> sampler = CrossModalSampler([0, 0, 1, 1], [0, 1, 0, 1], num_ids=2, num_instances=1)
@@ -61,9 +63,7 @@ class CrossModalSampler(Sampler[list[int]]):
                 raise ValueError(f"{name}: expected at least {least}, got {value!r}")
         identities = np.unique(labels)
         if len(identities) < num_ids:
-            raise ValueError(
-                f"num_ids: expected at most {len(identities)}, the identities in labels, got {num_ids}"
-            )
+            raise ValueError(f"num_ids: expected at most {len(identities)}, the identities in labels, got {num_ids}")
         self._rows = []
         for identity in identities:
             rows = [np.flatnonzero((labels == identity) & (modality == m)) for m in (1, 0)]
@@ -72,9 +72,7 @@ class CrossModalSampler(Sampler[list[int]]):
                     raise ValueError(f"labels: identity {identity} has no {name} image")
             self._rows.append(rows)
         if num_batches is None:
-            num_batches = max(
-                1, int(max(np.sum(modality == 0), np.sum(modality == 1))) // (num_ids * num_instances)
-            )
+            num_batches = max(1, int(max(np.sum(modality == 0), np.sum(modality == 1))) // (num_ids * num_instances))
         if num_batches < 1:
             raise ValueError(f"num_batches: expected at least 1, got {num_batches!r}")
         self.num_ids, self.num_instances, self.num_batches, self.seed = (
@@ -97,9 +95,7 @@ class CrossModalSampler(Sampler[list[int]]):
         queues = [[_Queue(rows, rng) for rows in pair] for pair in self._rows]
         order: list[int] = []
         for _ in range(self.num_batches):
-            if (
-                len(order) < self.num_ids
-            ):  # the rest of a round is dropped: a batch never holds an identity twice
+            if len(order) < self.num_ids:  # the rest of a round is dropped: a batch never holds an identity twice
                 order = rng.permutation(len(queues)).tolist()
             chosen, order = order[: self.num_ids], order[self.num_ids :]
             pairs = [[queue.take(self.num_instances) for queue in queues[identity]] for identity in chosen]
@@ -122,7 +118,5 @@ class _Queue:
 def _column(name: str, values) -> np.ndarray:
     column = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
     if column.ndim != 1 or not len(column) or column.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name}: expected a non-empty column of integers, got shape {column.shape}, {column.dtype}"
-        )
+        raise ValueError(f"{name}: expected a non-empty column of integers, got shape {column.shape}, {column.dtype}")
     return column

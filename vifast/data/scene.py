@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vifast.data.people import Person, pose
+from vifast.data.people import Person
+from vifast.data.pose import pose
 from vifast.data.render import SUPERSAMPLE, Frame, rasterise, shade
 
 INFRARED_GAIN = 1.25
@@ -14,8 +15,8 @@ INFRARED_GAIN = 1.25
 class Camera:
     """One camera: what it looks at and how it records it.
 
-    `background [H, W, C]` is linear radiance on a margin wider than a picture, so that each picture shows another crop;
-    C is 3 for a visible camera and 1 for an infrared one.
+    `background [H, W, C]` is linear radiance on a margin wider than a picture, so that each picture shows
+    another crop; C is 3 for a visible camera and 1 for an infrared one.
     """
 
     infrared: bool
@@ -56,9 +57,7 @@ def take_picture(
     azimuth = camera.azimuth + rng.normal(0.0, 0.35 + 0.9 * difficulty)
     parts = pose(person, azimuth, rng.uniform(0.0, 2 * np.pi), rng.uniform(0.1, 0.55))
     frame = _draw_frame(camera, person, rng, size, difficulty)
-    lit, cover = shade(
-        rasterise(parts, frame), person.materials, "nir" if camera.infrared else "rgb", camera.light
-    )
+    lit, cover = shade(rasterise(parts, frame), person.materials, "nir" if camera.infrared else "rgb", camera.light)
     scene = _crop(camera.background, rng, size)
     scene = scene * (1.0 - _shadow(frame, size, 0.25 if camera.infrared else 0.5)) * (1.0 - cover) + lit
     if rng.random() < 0.7 * difficulty:
@@ -68,9 +67,7 @@ def take_picture(
     if rng.random() < 0.15 + 0.5 * difficulty:
         scene = _blur(scene)
     image = np.sqrt(np.clip(scene, 0.0, 1.0))  # close to the sRGB curve, and the cheapest power
-    image = image + rng.standard_normal((height, width, scene.shape[2]), np.float32) * np.float32(
-        camera.noise
-    )
+    image = image + rng.standard_normal((height, width, scene.shape[2]), np.float32) * np.float32(camera.noise)
     image = (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(image, (height, width, 3)))
 
@@ -106,12 +103,20 @@ def _background(rng: np.random.Generator, size: tuple[int, int], channels: int, 
     for _ in range(rng.integers(0, 4)):  # kerbs and floor marks
         top = rng.integers(horizon, height)
         scene[top : top + 2] = paint(0.1, 0.6)
-    coarse = rng.normal(0.0, 0.12, (height // 8 + 2, width // 8 + 2, 1)).astype(np.float32)
-    scene *= np.exp(np.kron(coarse, np.ones((8, 8, 1), np.float32))[:height, :width])
+    scene *= np.exp(0.15 * _smooth_noise(rng, height, width, step=10))[..., None]
     scene *= np.linspace(1.15, 0.85, height, dtype=np.float32)[:, None, None]
     for _ in range(3):
         scene = _blur(scene)
     return scene * 0.6 if channels == 1 else scene  # walls stand behind the person, further from the lamp
+
+
+def _smooth_noise(rng: np.random.Generator, height: int, width: int, *, step: int) -> np.ndarray:
+    """Unit normal values on a grid of `step` pixels, interpolated in between `[height, width]`."""
+    knots = rng.standard_normal((height // step + 2, width // step + 2), np.float32)
+    (row, y), (column, x) = (np.divmod(np.arange(n, dtype=np.float32) / step, 1) for n in (height, width))
+    row, column, y = row.astype(int), column.astype(int), y[:, None]
+    lines = knots[row] * (1 - y) + knots[row + 1] * y
+    return lines[:, column] * (1 - x) + lines[:, column + 1] * x
 
 
 def _crop(background: np.ndarray, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -122,9 +127,7 @@ def _crop(background: np.ndarray, rng: np.random.Generator, size: tuple[int, int
 
 def _grid(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Rows `[H, 1]` and columns `[1, W]` of a picture in -1..1."""
-    return np.linspace(-1, 1, size[0], dtype=np.float32)[:, None], np.linspace(
-        -1, 1, size[1], dtype=np.float32
-    )[None]
+    return np.linspace(-1, 1, size[0], dtype=np.float32)[:, None], np.linspace(-1, 1, size[1], dtype=np.float32)[None]
 
 
 def _shadow(frame: Frame, size: tuple[int, int], strength: float) -> np.ndarray:
@@ -154,7 +157,8 @@ def _slope(rng: np.random.Generator, size: tuple[int, int], difficulty: float) -
 def _occlude(scene: np.ndarray, rng: np.random.Generator) -> None:
     """Put a pole, or a table in front of the legs, before the person."""
     height, width, channels = scene.shape
-    color = rng.uniform(0.02, 0.5, channels)
+    grey = rng.uniform(0.03, 0.4)
+    color = grey * rng.uniform(0.8, 1.2, channels)
     if rng.random() < 0.5:
         left = rng.integers(0, width)
         scene[:, left : left + max(width // 10, 1)] = color

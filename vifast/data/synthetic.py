@@ -1,7 +1,8 @@
-"""Synthetic VI-ReID datasets: procedural people photographed by day and by infrared lamp, in published layouts.
+"""Synthetic VI-ReID datasets: procedural people photographed by day and by infrared lamp, in published
+layouts.
 
-The real readers read them; the demo and the tests run on them. Everything is drawn from one seed: the same arguments
-write the same bytes (for one version of NumPy and Pillow).
+The real readers read them; the demo and the tests run on them. Everything is drawn from one seed: the same
+arguments write the same bytes (for one version of NumPy and Pillow).
 """
 
 import os
@@ -37,7 +38,8 @@ def write(
     Args:
         layout: `"sysu"` or `"regdb"`.
         out: folder to create. Written beside its final place first and renamed when complete.
-        num_ids: identities. SYSU-MM01: five eighths train, one eighth val, a quarter test. RegDB: halves, ten times.
+        num_ids: identities. SYSU-MM01: five eighths train, one eighth val, a quarter test. RegDB: halves, ten
+            times.
         seed: any non-negative integer.
         size: height and width of the pictures, even numbers from 32.
         images_per_camera: pictures of an identity by a camera, 1..255; default 4 (SYSU-MM01), 10 (RegDB).
@@ -82,9 +84,7 @@ def write(
 class _Studio:
     """The people and cameras of one dataset, and the pictures they make."""
 
-    def __init__(
-        self, num_ids: int, seed: int, size: tuple[int, int], images_per_camera: int, difficulty: float
-    ):
+    def __init__(self, num_ids: int, seed: int, size: tuple[int, int], images_per_camera: int, difficulty: float):
         self.num_ids, self.seed, self.size = num_ids, seed, size
         self.images_per_camera, self.difficulty = images_per_camera, difficulty
 
@@ -96,9 +96,7 @@ class _Studio:
 
     def camera(self, number: int, *, infrared: bool, outdoor: bool) -> Camera:
         rng = self.rng(_CAMERAS, number)
-        return draw_camera(
-            rng, infrared=infrared, outdoor=outdoor, size=self.size, difficulty=self.difficulty
-        )
+        return draw_camera(rng, infrared=infrared, outdoor=outdoor, size=self.size, difficulty=self.difficulty)
 
     def shoot(
         self,
@@ -126,24 +124,24 @@ def _write_sysu(root: Path, studio: _Studio) -> None:
     draws = np.empty((len(cameras), 1), dtype=object)
     for number in cameras:
         draws[number - 1, 0] = np.empty((studio.num_ids, 1), dtype=object)
+    order = studio.rng(_SPLITS).permutation(studio.num_ids) + 1
+    outdoors = set(
+        order[3::4].tolist()
+    )  # never enter the rooms of cameras 1 and 2: indoor search ignores their queries
     for identity in range(1, studio.num_ids + 1):
         person = studio.person(identity)
         for number, camera in cameras.items():
-            # A quarter of the people never enters the rooms of cameras 1 and 2, so that indoor search has queries to ignore.
-            absent = identity % 4 == 0 and number in sysu.GALLERY_CAMERAS["indoor"]
+            absent = identity in outdoors and number in sysu.GALLERY_CAMERAS["indoor"]
             count = 0 if absent else studio.images_per_camera
             if count:
                 folder = root / f"cam{number}" / f"{identity:04d}"
                 studio.shoot(camera, number, person, identity, folder, "{:04d}.jpg".format, quality=92)
             rng = studio.rng(_SPLITS, identity, number)
             order = [rng.permutation(count) + 1 for _ in range(sysu.NUM_TRIALS)]
-            draws[number - 1, 0][identity - 1, 0] = np.array(order, dtype=np.uint8).reshape(
-                sysu.NUM_TRIALS, count
-            )
+            draws[number - 1, 0][identity - 1, 0] = np.array(order, dtype=np.uint8).reshape(sysu.NUM_TRIALS, count)
     exp = root / "exp"
     exp.mkdir()
     write_mat(exp / "rand_perm_cam.mat", {"rand_perm_cam": draws})
-    order = studio.rng(_SPLITS).permutation(studio.num_ids) + 1
     test, val = studio.num_ids // 4, studio.num_ids // 8
     for split, ids in {
         "test": order[:test],
@@ -175,9 +173,7 @@ def _write_regdb(root: Path, studio: _Studio) -> None:
             "test": sorted(order[half:].tolist()),
         }.items():
             for kind in folders:
-                lines = [
-                    f"{path} {label}" for label, identity in enumerate(ids) for path in images[kind][identity]
-                ]
+                lines = [f"{path} {label}" for label, identity in enumerate(ids) for path in images[kind][identity]]
                 (root / "idx" / f"{part}_{kind}_{split}.txt").write_text("\n".join(lines) + "\n")
 
 

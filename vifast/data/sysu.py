@@ -4,8 +4,8 @@
     root/exp/{train,val,test}_id.txt      first line, comma-separated identities
     root/exp/rand_perm_cam.mat            the ten published gallery draws
 
-Training uses train and val identities together. Queries are the infrared images of the test identities; the gallery of
-a trial is drawn from their visible images.
+Training uses train and val identities together. Queries are the infrared images of the test identities; the
+gallery of a trial is drawn from their visible images.
 """
 
 import os
@@ -30,8 +30,8 @@ def load(root: str | os.PathLike, *, mode: str = "all", shots: int = 1, draw: st
         root: folder that holds `cam1` .. `cam6` and `exp`.
         mode: gallery cameras, `"all"` or `"indoor"`.
         shots: gallery images per identity and camera, 1 or 10.
-        draw: `"published"` takes the draws of `rand_perm_cam.mat`; `"agw"` draws one image per identity and camera
-            with Python's generator seeded by the trial, as AGW does.
+        draw: `"published"` takes the draws of `rand_perm_cam.mat`; `"agw"` draws one image per identity and
+            camera with Python's generator seeded by the trial, as AGW does.
 
     Returns:
         Dataset with ten trials; `gallery` holds the visible test images of all four cameras in either mode.
@@ -85,15 +85,11 @@ def _collect(root: Path, ids: list[int], cameras: tuple[int, ...]) -> Samples:
     for identity in ids:
         if identity not in present:
             wanted = ", ".join(f"cam{camera}" for camera in cameras)
-            raise ValueError(
-                f"SYSU-MM01: identity {identity} of {root / 'exp'} has no image in {wanted} of {root}"
-            )
+            raise ValueError(f"SYSU-MM01: identity {identity} of {root / 'exp'} has no image in {wanted} of {root}")
     return make_samples(sorted(rows, key=lambda row: str(row[0])))
 
 
-def _published_trials(
-    path: Path, gallery: Samples, cameras: tuple[int, ...], shots: int
-) -> tuple[np.ndarray, ...]:
+def _published_trials(path: Path, gallery: Samples, cameras: tuple[int, ...], shots: int) -> tuple[np.ndarray, ...]:
     """Row t of cell (camera, identity) is trial t's order of image numbers; the first `shots` of it are taken."""
     variables = read_mat(require(path, "file", "SYSU-MM01"))
     order = variables.get("rand_perm_cam")
@@ -106,9 +102,8 @@ def _published_trials(
         for identity in np.unique(gallery.labels).tolist():
             numbers = cells[identity - 1] if identity <= len(cells) else np.zeros((NUM_TRIALS, 0))
             if numbers.ndim != 2 or len(numbers) != NUM_TRIALS:
-                raise ValueError(
-                    f"{path}: camera {camera}, identity {identity}: expected {NUM_TRIALS} x n numbers, got {numbers.shape}"
-                )
+                where = f"{path}: camera {camera}, identity {identity}"
+                raise ValueError(f"{where}: expected {NUM_TRIALS} x n numbers, got shape {numbers.shape}")
             for trial, row in zip(trials, numbers[:, :shots].astype(int).tolist(), strict=True):
                 for number in row:
                     if (camera, identity, number) not in position:
@@ -121,9 +116,7 @@ def _published_trials(
 def _key(gallery: Samples, row: int, source: Path) -> tuple[int, int, int]:
     path = gallery.paths[row]
     if not path.stem.isdigit():
-        raise ValueError(
-            f"{path}: expected a number as file name, because {source} refers to images by number"
-        )
+        raise ValueError(f"{path}: expected a number as file name, because {source} refers to images by number")
     return int(gallery.cams[row]), int(gallery.labels[row]), int(path.stem)
 
 
