@@ -38,7 +38,7 @@ def draw_camera(
     cast = np.array([1.0 + warm, 1.0, 1.0 - warm])
     return Camera(
         infrared=infrared,
-        azimuth=float(rng.uniform(-np.pi, np.pi)),
+        azimuth=rng.uniform(-1.0, 1.0) * (0.5 + (np.pi - 0.5) * difficulty),
         pitch=rng.uniform(0.0, 0.12),
         fill=rng.uniform(0.86, 0.92),
         # The infrared lamp sits on the camera: what faces it is bright, edges fall off.
@@ -54,7 +54,7 @@ def take_picture(
 ) -> np.ndarray:
     """A picture of `person` by `camera`: uint8 `[H, W, 3]`; the three channels of an infrared picture are equal."""
     height, width = size
-    azimuth = camera.azimuth + rng.normal(0.0, 0.35 + 0.9 * difficulty)
+    azimuth = camera.azimuth + rng.normal(0.0, 0.3 + 0.9 * difficulty)
     parts = pose(person, azimuth, rng.uniform(0.0, 2 * np.pi), rng.uniform(0.1, 0.55))
     frame = _draw_frame(camera, person, rng, size, difficulty)
     lit, cover = shade(rasterise(parts, frame), person.materials, "nir" if camera.infrared else "rgb", camera.light)

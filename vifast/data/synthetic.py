@@ -19,7 +19,7 @@ from vifast.data.matfile import write_mat
 from vifast.data.people import Person, draw_person
 from vifast.data.scene import Camera, draw_camera, take_picture
 
-DEFAULT_DIFFICULTY = 0.3
+DEFAULT_DIFFICULTY = 0.2
 _PEOPLE, _CAMERAS, _PICTURES, _SPLITS = range(4)  # independent random streams of one seed
 
 
@@ -28,6 +28,7 @@ def write(
     out: str | os.PathLike,
     *,
     num_ids: int = 96,
+    num_test: int | None = None,
     seed: int = 0,
     size: tuple[int, int] = (128, 64),
     images_per_camera: int | None = None,
@@ -56,6 +57,10 @@ def write(
         raise ValueError(f"layout: expected one of {', '.join(_LAYOUTS)}, got {layout!r}")
     if num_ids < 8:
         raise ValueError(f"num_ids: expected at least 8, got {num_ids!r}")
+    if num_test is None:
+        num_test = num_ids // (4 if layout == "sysu" else 2)
+    if not 1 <= num_test <= num_ids - 2:
+        raise ValueError(f"num_test: expected 1..{num_ids - 2}, got {num_test!r}")
     if seed < 0:
         raise ValueError(f"seed: expected a non-negative integer, got {seed!r}")
     if min(size) < 32 or size[0] % 2 or size[1] % 2:
@@ -73,7 +78,7 @@ def write(
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         draft.chmod(0o755)
-        _LAYOUTS[layout](draft, _Studio(num_ids, seed, size, images_per_camera, difficulty))
+        _LAYOUTS[layout](draft, _Studio(num_ids, num_test, seed, size, images_per_camera, difficulty))
         os.replace(draft, out)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -84,8 +89,16 @@ def write(
 class _Studio:
     """The people and cameras of one dataset, and the pictures they make."""
 
-    def __init__(self, num_ids: int, seed: int, size: tuple[int, int], images_per_camera: int, difficulty: float):
-        self.num_ids, self.seed, self.size = num_ids, seed, size
+    def __init__(
+        self,
+        num_ids: int,
+        num_test: int,
+        seed: int,
+        size: tuple[int, int],
+        images_per_camera: int,
+        difficulty: float,
+    ):
+        self.num_ids, self.num_test, self.seed, self.size = num_ids, num_test, seed, size
         self.images_per_camera, self.difficulty = images_per_camera, difficulty
 
     def rng(self, *stream: int) -> np.random.Generator:
@@ -125,9 +138,8 @@ def _write_sysu(root: Path, studio: _Studio) -> None:
     for number in cameras:
         draws[number - 1, 0] = np.empty((studio.num_ids, 1), dtype=object)
     order = studio.rng(_SPLITS).permutation(studio.num_ids) + 1
-    outdoors = set(
-        order[3::4].tolist()
-    )  # never enter the rooms of cameras 1 and 2: indoor search ignores their queries
+    # A quarter of the people never enters the rooms of cameras 1 and 2: indoor search ignores their queries.
+    outdoors = set(order[3::4].tolist())
     for identity in range(1, studio.num_ids + 1):
         person = studio.person(identity)
         for number, camera in cameras.items():
@@ -137,17 +149,14 @@ def _write_sysu(root: Path, studio: _Studio) -> None:
                 folder = root / f"cam{number}" / f"{identity:04d}"
                 studio.shoot(camera, number, person, identity, folder, "{:04d}.jpg".format, quality=92)
             rng = studio.rng(_SPLITS, identity, number)
-            order = [rng.permutation(count) + 1 for _ in range(sysu.NUM_TRIALS)]
-            draws[number - 1, 0][identity - 1, 0] = np.array(order, dtype=np.uint8).reshape(sysu.NUM_TRIALS, count)
+            rows = [rng.permutation(count) + 1 for _ in range(sysu.NUM_TRIALS)]
+            draws[number - 1, 0][identity - 1, 0] = np.array(rows, dtype=np.uint8).reshape(sysu.NUM_TRIALS, count)
     exp = root / "exp"
     exp.mkdir()
     write_mat(exp / "rand_perm_cam.mat", {"rand_perm_cam": draws})
-    test, val = studio.num_ids // 4, studio.num_ids // 8
-    for split, ids in {
-        "test": order[:test],
-        "val": order[test : test + val],
-        "train": order[test + val :],
-    }.items():
+    test, val = studio.num_test, (studio.num_ids - studio.num_test) // 6
+    splits = {"test": order[:test], "val": order[test : test + val], "train": order[test + val :]}
+    for split, ids in splits.items():
         (exp / f"{split}_id.txt").write_text(",".join(map(str, sorted(ids.tolist()))) + "\n")
 
 
