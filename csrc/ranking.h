@@ -41,12 +41,11 @@ void rank_summary(int64_t* ranks, int64_t n, double* ap, double* inp);
 
 // What a row costs depends on the instruction set; the numbers do not. T is float or double.
 
-// out = row + bias, NaN where dropped; *bad = whether the row itself holds a NaN.
+// out = row + bias, NaN where the camera is dropped; *bad = whether the sum holds a NaN.
 #define VIFAST_RANK_DECLARE(T)                                                                                                 \
   VIFAST_DECLARE(rank_mask_row,                                                                                                \
-                 (const T* row, const T* bias, int64_t n, const int32_t* identity, const int32_t* camera, int32_t drop_camera, \
-                  int32_t query_identity, bool own_only, T* out, bool* bad))                                                   \
-  /* count[k] += rows ahead of (value[k], index[k]). */                                                                        \
+                 (const T* row, const T* bias, int64_t n, const int32_t* camera, int32_t drop_camera, T* out, bool* bad))      \
+  /* count[k] += rows ahead of (value[k], index[k]), for rising indices. */                                                    \
   VIFAST_DECLARE(rank_count, (const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* count))       \
   /* The same for positives sorted so that each is ahead of the next; histogram [p + 1] is scratch. */                         \
   VIFAST_DECLARE(rank_bucket,                                                                                                  \

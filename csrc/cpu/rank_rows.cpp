@@ -13,20 +13,31 @@ namespace {
 constexpr int64_t kBucketFrom = 128;  // positives from which a binary search beats counting
 
 template <class T>
-struct Positives {  // of one query, each ahead of the next
+struct Positives {  // kept positives of one query
   std::vector<int64_t> index, rank;
   std::vector<T> value;
 
-  // Kept positives of the masked row; dropped ones are NaN there.
+  // By rising index. Dropped rows are NaN in the masked row.
   void gather(const T* row, const int64_t* begin, const int64_t* end) {
     index.clear();
     for (const int64_t* r = begin; r < end; ++r) {
       if (row[*r] == row[*r]) index.push_back(*r);
     }
+    take_values(row);
+    rank.assign(index.size(), 1);
+  }
+
+  void sort(const T* row) {
     std::sort(index.begin(), index.end(), [&](int64_t a, int64_t b) { return ahead(row[a], a, row[b], b); });
+    take_values(row);
+  }
+
+  size_t nearest() const { return std::min_element(rank.begin(), rank.end()) - rank.begin(); }
+
+ private:
+  void take_values(const T* row) {
     value.resize(index.size());
     for (size_t k = 0; k < index.size(); ++k) value[k] = row[index[k]];
-    rank.assign(index.size(), 1);
   }
 };
 
@@ -51,10 +62,14 @@ void rank_rows(const T* keys, const T* bias, RankGallery g, RankQueries queries,
   Positives<T> pos;
   for (int64_t q = q0; q < q1; ++q) {
     const int32_t own = queries.identity[q];
+    const int64_t *own_begin = g.row + g.begin[own], *own_end = g.row + g.begin[own + 1];
+    const int32_t drop = queries.drop_camera[q];
     bool bad = false;
-    VIFAST_DISPATCH(rank_mask_row, keys + q * g.size, bias, g.size, g.identity, g.camera, queries.drop_camera[q], own, queries.own_only,
-                    row.data(), &bad);
-    pos.gather(row.data(), g.row + g.begin[own], g.row + g.begin[own + 1]);
+    VIFAST_DISPATCH(rank_mask_row, keys + q * g.size, bias, g.size, g.camera, queries.own_only ? -1 : drop, row.data(), &bad);
+    for (const int64_t* r = own_begin; r < own_end; ++r) {
+      if (dropped(g.camera[*r], own, drop, own, queries.own_only)) row[*r] = std::numeric_limits<T>::quiet_NaN();
+    }
+    pos.gather(row.data(), own_begin, own_end);
     const int64_t p = static_cast<int64_t>(pos.index.size());
     if (bad || p == 0) {
       out.ap[q] = out.inp[q] = std::numeric_limits<double>::quiet_NaN();
@@ -64,13 +79,15 @@ void rank_rows(const T* keys, const T* bias, RankGallery g, RankQueries queries,
     if (p < kBucketFrom) {
       VIFAST_DISPATCH(rank_count, row.data(), g.size, pos.value.data(), pos.index.data(), p, pos.rank.data());
     } else {
+      pos.sort(row.data());
       histogram.resize(p + 1);
       VIFAST_DISPATCH(rank_bucket, row.data(), g.size, pos.value.data(), pos.index.data(), p, histogram.data(), pos.rank.data());
     }
-    out.first[q] = pos.rank[0];
-    if (queries.per_identity && pos.rank[0] > 1) {
+    const size_t best = pos.nearest();
+    out.first[q] = pos.rank[best];
+    if (queries.per_identity && pos.rank[best] > 1) {
       int64_t others = 0;
-      VIFAST_DISPATCH(rank_identities, row.data(), g.size, pos.value[0], pos.index[0], g.identity, q, seen.data(), queries.limit, &others);
+      VIFAST_DISPATCH(rank_identities, row.data(), g.size, pos.value[best], pos.index[best], g.identity, q, seen.data(), queries.limit, &others);
       out.first[q] = others + 1;
     }
     rank_summary(pos.rank.data(), p, out.ap + q, out.inp + q);
