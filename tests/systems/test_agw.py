@@ -22,8 +22,8 @@ def agw():
 def batch():
     generator = torch.Generator().manual_seed(1)
     return {
-        "images": torch.randn(12, 3, 48, 24, generator=generator),
-        "labels": torch.arange(3).repeat_interleave(4),
+        "image": torch.randn(12, 3, 48, 24, generator=generator),
+        "label": torch.arange(3).repeat_interleave(4),
         "modality": torch.tensor([1, 0]).repeat(6),
     }
 
@@ -41,8 +41,8 @@ def test_loss_is_cross_entropy_plus_weighted_triplet_of_the_pooled_feature(agw, 
     agw.classifier.register_forward_hook(lambda module, args, output: logits.append(output))
     parts = agw(batch)
     assert list(parts) == ["loss", "ce", "wrt"]
-    torch.testing.assert_close(parts["ce"], functional.cross_entropy(logits[0], batch["labels"]))
-    torch.testing.assert_close(parts["wrt"], WeightedTripletLoss()(pooled[0], batch["labels"]))
+    torch.testing.assert_close(parts["ce"], functional.cross_entropy(logits[0], batch["label"]))
+    torch.testing.assert_close(parts["wrt"], WeightedTripletLoss()(pooled[0], batch["label"]))
     torch.testing.assert_close(parts["loss"], parts["ce"] + parts["wrt"])
 
 

@@ -22,9 +22,7 @@ def test_round_trip(model, tmp_path):
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
     state = checkpoint.load_state(folder)
     assert state["step"] == 12
-    assert torch.equal(
-        state["optimizer"]["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"]
-    )
+    assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
 
 
 def test_only_the_newest_is_kept(model, tmp_path):

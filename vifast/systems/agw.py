@@ -41,7 +41,7 @@ class AGW(System):
     its cross-modality variant.
 
     >>> agw = AGW.build(AGWOptions(backbone="resnet_tiny", non_local=(0, 0, 1, 0)), num_classes=5).eval()
-    >>> agw.embed({"images": torch.zeros(2, 3, 64, 32), "modality": torch.tensor([0, 1])}).shape
+    >>> agw.embed({"image": torch.zeros(2, 3, 64, 32), "modality": torch.tensor([0, 1])}).shape
     torch.Size([2, 128])
     """
 
@@ -62,9 +62,7 @@ class AGW(System):
             if not 0 <= count <= len(blocks):
                 raise ValueError(f"non_local: stage {stage} has {len(blocks)} blocks, got {count}")
             for index in range(len(blocks) - count, len(blocks)):
-                self.non_local[f"{stage}_{index}"] = NonLocal(
-                    self.trunk.channels[stage], embed=options.non_local_embed
-                )
+                self.non_local[f"{stage}_{index}"] = NonLocal(self.trunk.channels[stage], embed=options.non_local_embed)
         self.pool = GeM(options.gem_p, clamp=False, eps=1e-12)
         self.neck = BNNeck(self.trunk.out_channels)
         self.classifier = nn.Linear(self.trunk.out_channels, num_classes, bias=False)
@@ -74,8 +72,8 @@ class AGW(System):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         feat = self._pooled(batch)
         logits = self.classifier(self.neck(feat))
-        cross_entropy = functional.cross_entropy(logits.float(), batch["labels"])
-        weighted_triplet = self.triplet(feat, batch["labels"])
+        cross_entropy = functional.cross_entropy(logits.float(), batch["label"])
+        weighted_triplet = self.triplet(feat, batch["label"])
         return {"loss": cross_entropy + weighted_triplet, "ce": cross_entropy, "wrt": weighted_triplet}
 
     def embed(self, batch: Batch) -> Tensor:
@@ -90,7 +88,7 @@ class AGW(System):
         return groups
 
     def _pooled(self, batch: Batch) -> Tensor:
-        x, order = self._stems(batch["images"], batch["modality"])
+        x, order = self._stems(batch["image"], batch["modality"])
         for stage, blocks in self.trunk.stages():
             for index, block in enumerate(blocks):
                 x = block(x)

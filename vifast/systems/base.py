@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-#: ``images [N, 3, H, W]`` normalised, ``labels [N]`` in 0..num_classes-1 (training only), ``modality [N]``
-#: (0 visible, 1 infrared).
+#: As `vifast.data.make_loader` yields it: ``image [N, 3, H, W]`` normalised, ``modality [N]`` (0 visible, 1
+#: infrared), ``label [N]`` in 0..num_classes-1 while training.
 Batch = Mapping[str, Tensor]
 
 

@@ -1,1 +1,1 @@
-
+"""Training: configuration, the loop, checkpoints, logs and evaluation of any `vifast.systems.System`."""

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vifast import systems
+from vifast.data import Augment
 
 
 class ConfigError(ValueError):
@@ -26,13 +27,26 @@ class Section(BaseModel):
 
 
 class DatasetConfig(Section):
-    """Which layout is read, and how it is sampled."""
+    """Which dataset and protocol, and how images become batches.
+
+    ``mode``, ``shots`` and ``draw`` are SYSU-MM01's, ``split`` and ``direction`` RegDB's: see the readers. A
+    batch has ``num_ids`` identities with ``num_instances`` images in each modality. ``cache`` keeps all decoded
+    training images in memory.
+    """
 
     name: Literal["sysu", "regdb"] = "sysu"
+    mode: Literal["all", "indoor"] = "all"
+    shots: Literal[1, 10] = 1
+    draw: Literal["published", "agw"] = "published"
+    split: int = Field(1, ge=1, le=10)
+    direction: Literal["v2i", "i2v"] = "v2i"
     height: int = Field(288, ge=16)
     width: int = Field(144, ge=8)
-    num_ids: int = Field(8, ge=2, description="identities in a batch")
-    num_instances: int = Field(4, ge=1, description="images of each identity and modality in a batch")
+    num_ids: int = Field(8, ge=2)
+    num_instances: int = Field(4, ge=1)
+    augment: Augment = Augment()
+    workers: int = Field(0, ge=0)
+    cache: bool = False
 
 
 class OptimizerConfig(Section):
@@ -68,6 +82,7 @@ class TrainConfig(Section):
     steps_per_epoch: int | None = Field(None, ge=1, description="None: as many as the data give")
     seed: int = Field(0, ge=0)
     precision: Literal["no", "fp16", "bf16"] = "no"
+    channels_last: bool = True
     evaluate_every: int = Field(10, ge=0, description="epochs between evaluations; 0: only after the last")
 
 

@@ -25,6 +25,16 @@ def read_metrics(out: Path) -> list[dict]:
     return records
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is either complete or as it was before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 class RunLog:
     """Context manager that records scalars by step and shows progress.
 
@@ -39,9 +49,7 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         kept = [record for record in read_metrics(self.out) if record["step"] <= self.step]
-        temporary = self.out / f"{METRICS}.tmp"
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        os.replace(temporary, self.out / METRICS)
+        write_text(self.out / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
         self._lines = (self.out / METRICS).open("a", buffering=1)
         self._board = SummaryWriter(self.out / "tensorboard", purge_step=self.step + 1 if self.step else None)
         self._progress = Progress(

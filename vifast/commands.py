@@ -1,0 +1,128 @@
+"""The commands. Each imports what it needs when it runs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import vifast
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Visible-infrared person re-identification: train, evaluate, demonstrate.",
+)
+_console = Console()
+
+Out = Annotated[Path, typer.Option(help="Folder that is created for the results.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"vifast {vifast.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def demo(
+    out: Out = Path("vifast-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the dataset and of the training.")] = 0,
+) -> None:
+    """Write a synthetic dataset, train a small AGW on it, and show the result as one HTML page."""
+    from vifast.demo import run_demo
+
+    result = run_demo(out, seed=seed)
+    _print_scores({"before training": result["before"], "after training": result["after"]})
+    _console.print(f"{result['seconds']:.0f} s; open [bold]{out / 'report.html'}[/bold]", highlight=False)
+
+
+@app.command()
+def synth(
+    layout: Annotated[str, typer.Option(help="Dataset whose folder layout is written.")],
+    out: Annotated[Path, typer.Option(help="Folder to create.")],
+    ids: Annotated[int, typer.Option(help="Number of people.")] = 96,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same files.")] = 0,
+) -> None:
+    """Write a synthetic dataset that the real readers read."""
+    from vifast.data import synthetic
+
+    with _console.status(f"drawing {ids} people"):
+        synthetic.write(layout, out, num_ids=ids, seed=seed)
+    _console.print(f"wrote {layout} with {ids} people to [bold]{out}[/bold]", highlight=False)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="Preset, or YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example data=ROOT epochs=2.")
+    ] = None,
+    *,
+    out: Out,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,
+) -> None:
+    """Train a system; Ctrl-C stops it, --resume goes on from the last finished epoch."""
+    from vifast.train.config import load_config
+    from vifast.train.loop import Trainer
+
+    trainer = Trainer(load_config(config, overrides or []), out, resume=resume)
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        _console.print(f"stopped after epoch {trainer.epoch}; the same command with --resume goes on")
+        raise
+    _console.print(f"results in [bold]{out}[/bold]", highlight=False)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    data: Annotated[Path, typer.Option(help="Root folder of the dataset.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
+) -> None:
+    """Score a run's newest checkpoint on the test identities of a dataset."""
+    from vifast.train.evaluate import evaluate_run
+    from vifast.train.log import write_text
+
+    with _console.status("extracting features"):
+        scores = evaluate_run(run, data).scores
+    if json_file is not None:
+        write_text(json_file, scores.to_json())
+    _print_scores({str(run): scores.scalars()})
+
+
+@app.command()
+def doctor() -> None:
+    """Print versions, back ends and devices, and what is missing and why it matters."""
+    from vifast.train.doctor import diagnose
+
+    table = Table("part", "state", "note", box=None, pad_edge=False)
+    marks = {True: "[green]ok[/green]", False: "[yellow]missing[/yellow]"}
+    for finding in diagnose():
+        table.add_row(finding.part, f"{marks[finding.present]} {finding.state}", escape(finding.note))
+    _console.print(table, highlight=False)
+
+
+def _print_scores(rows: dict[str, dict[str, float]]) -> None:
+    table = Table("", "Rank-1", "mAP", "mINP", box=None, pad_edge=False)
+    for name, scores in rows.items():
+        values = (f"{100 * scores[key]:.1f} %" for key in ("rank1", "mean_ap", "mean_inp"))
+        table.add_row(name, *values)
+    _console.print(table, highlight=False)

@@ -1,0 +1,49 @@
+"""From a configuration to its dataset and loaders."""
+
+from torch.utils.data import DataLoader
+
+from vifast.data import CrossModalSampler, Dataset, Samples, make_loader, regdb, sysu
+from vifast.train.config import ConfigError, TrainConfig
+
+
+def open_dataset(config: TrainConfig) -> Dataset:
+    """The dataset of ``config.data`` as its protocol reads it.
+
+    Raises:
+        ConfigError: no ``data`` is configured.
+        FileNotFoundError, ValueError: the reader's, naming path and line.
+    """
+    if config.data is None:
+        raise ConfigError("data: expected the dataset's root folder, for example data=/path/to/SYSU-MM01")
+    options = config.dataset
+    if options.name == "regdb":
+        return regdb.load(config.data, split=options.split, direction=options.direction)
+    return sysu.load(config.data, mode=options.mode, shots=options.shots, draw=options.draw)
+
+
+def train_loader(dataset: Dataset, config: TrainConfig) -> DataLoader:
+    """Augmented cross-modal PxK batches of the training split."""
+    options = config.dataset
+    sampler = CrossModalSampler(
+        dataset.train.labels,
+        dataset.train.modality,
+        num_ids=options.num_ids,
+        num_instances=options.num_instances,
+        num_batches=config.steps_per_epoch,
+        seed=config.seed,
+    )
+    return make_loader(
+        dataset.train,
+        size=(options.height, options.width),
+        augment=options.augment,
+        batch_sampler=sampler,
+        num_workers=options.workers,
+        cache=options.cache,
+        seed=config.seed,
+    )
+
+
+def eval_loader(samples: Samples, config: TrainConfig) -> DataLoader:
+    """All samples in order, resized and normalised only."""
+    options = config.dataset
+    return make_loader(samples, size=(options.height, options.width), num_workers=options.workers)
