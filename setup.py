@@ -50,7 +50,14 @@ class NinjaBuildExt(build_ext):
         work.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         (work / "build.ninja").write_text(self.ninja_file(ext, target))
-        command = [sys.executable, "-m", "ninja", "-C", str(work), *(["-v"] if self.verbose > 1 else ["--quiet"])]
+        command = [
+            sys.executable,
+            "-m",
+            "ninja",
+            "-C",
+            str(work),
+            *(["-v"] if self.verbose > 1 else ["--quiet"]),
+        ]
         subprocess.run(command, check=True)
 
     def ninja_file(self, ext, target):

@@ -11,6 +11,7 @@
 namespace vifast {
 
 constexpr int kHardSlots = 16;  // candidates kept per anchor and side; more near-ties than that and the row is rescanned
+constexpr float kHardFloor = 1e-12f;  // least squared distance under a root
 
 // One side (positives or negatives) of the running state of n anchors.
 struct HardSide {
@@ -40,12 +41,18 @@ VIFAST_DECLARE(hard_fold_cols,
                (const float* tile, int64_t rows, int64_t cols, int64_t c0, int64_t c1, int64_t row0, const int32_t* row_labels,
                 const int32_t* col_labels, const float* row_sq, const float* col_sq, float slack, HardSide pos, HardSide neg))
 
+// How a squared distance sq becomes the distance that is mined: sqrt(max(sq, kHardFloor)), or scale * sq.
+struct HardMetric {
+  bool root;
+  float scale;
+};
+
 // Distances and indices for anchors [r0, r1): best candidate by direct difference, lower index on ties; no partner gives
 // index -1 and -inf (positive) or +inf (negative); a non-finite partner gives NaN and its index.
 VIFAST_DECLARE(hard_finish,
                (const float* feat, const float* reference, int64_t m, int64_t d, int64_t r0, int64_t r1, const int32_t* labels,
                 const int32_t* ref_labels, const float* sq, const float* ref_sq, const int64_t* bad, int64_t n_bad, bool positive,
-                bool root, HardSide side, float* dist, int64_t* index))
+                HardMetric metric, HardSide side, float* dist, int64_t* index))
 
 // out[r] = sum over entries [begin[r], begin[r + 1]) of weight * (self[r] - other[partner]), in order, for rows [r0, r1).
 VIFAST_DECLARE(weighted_differences,

@@ -11,12 +11,15 @@ namespace vifast {
 // Below this ratio of ||a-b||^2 to ||a||^2 + ||b||^2 the product form has lost more than five bits: take the difference.
 constexpr float kClosePair = 1.0f / 64;
 
-// Sums of the finite entries of columns [c0, c1) of x [n, d] into sum, and their counts.
-VIFAST_DECLARE(column_sums, (const float* x, int64_t n, int64_t d, int64_t c0, int64_t c1, double* sum, int64_t* count))
+// mean[c] += x[., c] / total over the finite entries of columns [c0, c1). Any origin is right, so this one need not be exact.
+VIFAST_DECLARE(column_means, (const float* x, int64_t n, int64_t d, int64_t total, int64_t c0, int64_t c1, float* mean))
 
 // centered[r] = x[r] - mean and sq[r] = ||centered[r]||^2 for rows [r0, r1).
 VIFAST_DECLARE(center_rows,
                (const float* x, int64_t d, const float* mean, int64_t r0, int64_t r1, float* centered, float* sq))
+
+// sq[r] = ||x[r]||^2 for rows [r0, r1).
+VIFAST_DECLARE(row_norms, (const float* x, int64_t d, int64_t r0, int64_t r1, float* sq))
 
 // Rows [r0, r1) of a tile of products a_r . b_c become distances in place: squared, clamped at `floor`, rooted if asked.
 // a, b: the original rows of the tile (not centred), sq_a, sq_b: squared norms of the centred ones.

@@ -1,5 +1,36 @@
 """vifast: fused kernels, exact retrieval and trainable systems for visible-infrared person re-identification."""
 
+import importlib
+
 from vifast._version import __version__
 
-__all__ = ["__version__"]
+_MODULES = ("cli", "data", "functional", "losses", "models", "nn", "report", "retrieval", "systems", "train")
+
+__all__ = ["__version__", "use_reference", *_MODULES]
+
+
+def use_reference():
+    """Context manager under which every op runs its definition in plain PyTorch: for tests, debugging and A/B timing.
+
+    Example:
+        >>> import torch, vifast
+        >>> with vifast.use_reference():
+        ...     loss = vifast.functional.triplet_loss(torch.eye(4), torch.tensor([0, 0, 1, 1]))
+    """
+    from vifast import functional  # noqa: F401 - registers the ops
+    from vifast.kernels._registry import definitions_only
+
+    return definitions_only()
+
+
+def __getattr__(name):
+    """Submodules load on first use: ``import vifast`` itself costs next to nothing."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'vifast' has no attribute {name!r}")
+    try:
+        return importlib.import_module(f"vifast.{name}")
+    except ModuleNotFoundError as error:
+        if error.name == "vifast.kernels":
+            message = "this is a source checkout that is not installed: run `pip install -e .` in its root"
+            raise ModuleNotFoundError(message, name=error.name) from None
+        raise

@@ -42,18 +42,26 @@ void center(py::object feat, py::object other, py::object feat_c, py::object oth
   float *pxc = xc.data<float>({n, d}), *pyc = yc.data<float>({m, d});
   float *psx = sx.data<float>({n}), *psy = sy.data<float>({m});
   py::gil_scoped_release release;
-  std::vector<double> sum(d, 0.0);
-  std::vector<int64_t> count(d, 0);
-  std::vector<float> mean(d);
-  parallel_for(d, std::max<int64_t>(16, kGrain / std::max<int64_t>(1, n + m)), threads, [&](int64_t c0, int64_t c1) {
-    VIFAST_DISPATCH(column_sums, px, n, d, c0, c1, sum.data(), count.data());
-    if (!same) VIFAST_DISPATCH(column_sums, py_, m, d, c0, c1, sum.data(), count.data());
-    for (int64_t c = c0; c < c1; ++c) mean[c] = static_cast<float>(sum[c] / static_cast<double>(std::max<int64_t>(count[c], 1)));
+  std::vector<float> mean(d, 0.0f);
+  const int64_t total = same ? n : n + m;
+  parallel_for(d, std::max<int64_t>(64, kGrain / std::max<int64_t>(1, total)), threads, [&](int64_t c0, int64_t c1) {
+    VIFAST_DISPATCH(column_means, px, n, d, total, c0, c1, mean.data());
+    if (!same) VIFAST_DISPATCH(column_means, py_, m, d, total, c0, c1, mean.data());
   });
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, d));
   parallel_for(n, grain, threads, [&](int64_t r0, int64_t r1) { VIFAST_DISPATCH(center_rows, px, d, mean.data(), r0, r1, pxc, psx); });
   if (same) return;
   parallel_for(m, grain, threads, [&](int64_t r0, int64_t r1) { VIFAST_DISPATCH(center_rows, py_, d, mean.data(), r0, r1, pyc, psy); });
+}
+
+void norms(py::object feat, py::object sq, int threads) {
+  TensorView x(feat, "feat"), s(sq, "sq");
+  const float* px = x.data<float>({-1, -1});
+  const int64_t n = x.size(0), d = x.size(1);
+  float* ps = s.data<float>({n});
+  py::gil_scoped_release release;
+  parallel_for(n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, d)), threads,
+               [&](int64_t r0, int64_t r1) { VIFAST_DISPATCH(row_norms, px, d, r0, r1, ps); });
 }
 
 void encode(py::object labels, py::object other, py::object out_labels, py::object out_other) {
@@ -81,6 +89,7 @@ void to_distances(py::object tile, py::object a, py::object b, py::object sq_a, 
 void bind_distance(py::module_& m) {
   m.def("center", &center, py::arg("feat"), py::arg("other"), py::arg("feat_c"), py::arg("other_c"), py::arg("sq_feat"),
         py::arg("sq_other"), py::arg("threads"), "Rows less the common mean of the finite entries, and their squared norms.");
+  m.def("row_norms", &norms, py::arg("feat"), py::arg("sq"), py::arg("threads"), "Squared norms of the rows.");
   m.def("encode_labels", &encode, py::arg("labels"), py::arg("other"), py::arg("out_labels"), py::arg("out_other"),
         "int64 labels to int32 codes with the same equalities within and across both sets.");
   m.def("products_to_distances", &to_distances, py::arg("tile"), py::arg("a"), py::arg("b"), py::arg("sq_a"), py::arg("sq_b"),

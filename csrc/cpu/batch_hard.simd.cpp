@@ -122,7 +122,7 @@ void hard_fold_cols(const float* tile, int64_t rows, int64_t cols, int64_t c0, i
 
 void hard_finish(const float* feat, const float* reference, int64_t m, int64_t d, int64_t r0, int64_t r1, const int32_t* labels,
                  const int32_t* ref_labels, const float* sq, const float* ref_sq, const int64_t* bad, int64_t n_bad, bool positive,
-                 bool root, HardSide s, float* dist, int64_t* index) {
+                 HardMetric metric, HardSide s, float* dist, int64_t* index) {
   for (int64_t r = r0; r < r1; ++r) {
     double best = INFINITY;  // of the squared distance, negated for positives
     int64_t best_index = -1;
@@ -142,7 +142,7 @@ void hard_finish(const float* feat, const float* reference, int64_t m, int64_t d
       }
     }
     double value = positive ? -best : best;
-    if (best_index >= 0 && root) value = std::sqrt(value < 1e-12 ? 1e-12 : value);
+    if (best_index >= 0) value = metric.root ? std::sqrt(value < kHardFloor ? kHardFloor : value) : metric.scale * value;
     for (int64_t k = 0; k < n_bad; ++k) {
       if ((labels[r] == ref_labels[bad[k]]) == positive) {
         best_index = bad[k];

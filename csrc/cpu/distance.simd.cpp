@@ -6,31 +6,43 @@
 
 namespace vifast::VIFAST_ISA {
 
-void column_sums(const float* x, int64_t n, int64_t d, int64_t c0, int64_t c1, double* sum, int64_t* count) {
+void column_means(const float* x, int64_t n, int64_t d, int64_t total, int64_t c0, int64_t c1, float* mean) {
+  const float weight = 1.0f / static_cast<float>(total);
   for (int64_t r = 0; r < n; ++r) {
     const float* row = x + r * d;
 #pragma omp simd
     for (int64_t c = c0; c < c1; ++c) {
       const bool finite = std::fabs(row[c]) <= 3.4028234e38f;  // one bad row must not move everybody's origin to NaN
-      sum[c] += finite ? row[c] : 0.0f;
-      count[c] += finite;
+      mean[c] += finite ? weight * row[c] : 0.0f;
     }
   }
+}
+
+// Sums of squares in float32 over short runs and in float64 over the runs: as accurate as float64, at float32 speed.
+static float square_sum(const float* x, int64_t d) {
+  double total = 0;
+  for (int64_t start = 0; start < d; start += 256) {
+    const int64_t stop = start + 256 < d ? start + 256 : d;
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = start; k < stop; ++k) sum += x[k] * x[k];
+    total += sum;
+  }
+  return static_cast<float>(total);
 }
 
 void center_rows(const float* x, int64_t d, const float* mean, int64_t r0, int64_t r1, float* centered, float* sq) {
   for (int64_t r = r0; r < r1; ++r) {
     const float* in = x + r * d;
     float* out = centered + r * d;
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t k = 0; k < d; ++k) {
-      const float t = in[k] - mean[k];
-      out[k] = t;
-      sum += static_cast<double>(t) * t;
-    }
-    sq[r] = static_cast<float>(sum);
+#pragma omp simd
+    for (int64_t k = 0; k < d; ++k) out[k] = in[k] - mean[k];
+    sq[r] = square_sum(out, d);
   }
+}
+
+void row_norms(const float* x, int64_t d, int64_t r0, int64_t r1, float* sq) {
+  for (int64_t r = r0; r < r1; ++r) sq[r] = square_sum(x + r * d, d);
 }
 
 void products_to_distances(float* tile, int64_t cols, int64_t r0, int64_t r1, const float* a, const float* b, int64_t d,

@@ -1,1 +1,6 @@
+"""A module per loss: hyper-parameters in the constructor, tensors in ``forward``, arithmetic in ``vifast.functional``."""
 
+from vifast.losses.triplet import TripletLoss
+from vifast.losses.weighted_triplet import WeightedTripletLoss
+
+__all__ = ["TripletLoss", "WeightedTripletLoss"]

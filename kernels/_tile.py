@@ -1,0 +1,97 @@
+"""Device code that the distance kernels share: the mean row, a tile of squared distances, launch shapes."""
+
+import torch
+from torch import Tensor
+
+from vifast.kernels._lang import tl, triton
+
+CLOSE_PAIR = 1 / 64  # as kClosePair in csrc/distance.h
+
+
+@triton.jit
+def _mean_kernel(
+    x_ptr, y_ptr, mean_ptr, n, m, n_cols, SAME: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Column means of the finite entries of both sets. One program per block of columns, rows in order."""
+    col = tl.program_id(0).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    count = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, n, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R).to(tl.int64)
+        mask = (row[:, None] < n) & (col[None, :] < n_cols)
+        x = tl.load(x_ptr + row[:, None] * n_cols + col[None, :], mask=mask, other=0.0).to(tl.float32)
+        finite = mask & (tl.abs(x) <= 3.4028234e38)
+        total += tl.sum(tl.where(finite, x, 0.0), 0)
+        count += tl.sum(finite.to(tl.float32), 0)
+    if not SAME:
+        for start in range(0, m, BLOCK_R):
+            row = start + tl.arange(0, BLOCK_R).to(tl.int64)
+            mask = (row[:, None] < m) & (col[None, :] < n_cols)
+            y = tl.load(y_ptr + row[:, None] * n_cols + col[None, :], mask=mask, other=0.0).to(tl.float32)
+            finite = mask & (tl.abs(y) <= 3.4028234e38)
+            total += tl.sum(tl.where(finite, y, 0.0), 0)
+            count += tl.sum(finite.to(tl.float32), 0)
+    tl.store(mean_ptr + col, total / tl.maximum(count, 1.0), mask=col < n_cols)
+
+
+def mean_row(x: Tensor, y: Tensor) -> Tensor:
+    """A float32 row near all rows: any origin is right, the mean removes the cancellation of a shared offset."""
+    mean = x.new_empty(x.size(1), dtype=torch.float32)
+    grid = (triton.cdiv(x.size(1), 32),)
+    _mean_kernel[grid](x, y, mean, len(x), len(y), x.size(1), SAME=x is y, BLOCK_R=64, BLOCK_C=32)
+    return mean
+
+
+@triton.jit
+def sqdist_tile(
+    x_ptr, y_ptr, mean_ptr, row, col, n, m, n_cols,
+    CLOSE: tl.constexpr, SAME: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Squared distances [len(row), len(col)] of x[row] and y[col] in float32.
+
+    The product of mean-free rows gives all of them; where a pair is so close that it lost bits, the tile is done again by
+    direct difference. SAME: both sets are one, the diagonal is exactly 0. Rows beyond n and m give arbitrary values.
+    """
+    dot = tl.zeros((row.shape[0], col.shape[0]), tl.float32)
+    sq_x = tl.zeros((row.shape[0],), tl.float32)
+    sq_y = tl.zeros((col.shape[0],), tl.float32)
+    for start in range(0, n_cols, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        k_mask = k < n_cols
+        mean = tl.load(mean_ptr + k, mask=k_mask, other=0.0)
+        x_mask = (row[:, None] < n) & k_mask[None, :]
+        y_mask = (col[:, None] < m) & k_mask[None, :]
+        x = tl.load(x_ptr + row[:, None] * n_cols + k[None, :], mask=x_mask, other=0.0).to(tl.float32)
+        y = tl.load(y_ptr + col[:, None] * n_cols + k[None, :], mask=y_mask, other=0.0).to(tl.float32)
+        x = tl.where(x_mask, x - mean[None, :], 0.0)
+        y = tl.where(y_mask, y - mean[None, :], 0.0)
+        dot = tl.dot(x, tl.trans(y), dot, input_precision=PRECISION)
+        sq_x += tl.sum(x * x, 1)
+        sq_y += tl.sum(y * y, 1)
+    both = sq_x[:, None] + sq_y[None, :]
+    sq = both - 2.0 * dot
+    valid = (row[:, None] < n) & (col[None, :] < m)
+    close = valid & (sq < CLOSE * both)
+    if SAME:
+        self_pair = row[:, None] == col[None, :]
+        close = close & (self_pair == 0)
+        sq = tl.where(self_pair & (both - both == 0.0), 0.0, sq)
+    if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
+        direct = tl.zeros((row.shape[0], col.shape[0]), tl.float32)
+        for k in range(0, n_cols):
+            x_k = tl.load(x_ptr + row * n_cols + k, mask=row < n, other=0.0).to(tl.float32)
+            y_k = tl.load(y_ptr + col * n_cols + k, mask=col < m, other=0.0).to(tl.float32)
+            diff = x_k[:, None] - y_k[None, :]
+            direct += diff * diff
+        sq = tl.where(close, direct, sq)
+    return sq
+
+
+def input_precision(precision: str) -> str:
+    """Name of the tensor-core mode: three tf32 products carry a float32 product's bits, one does not."""
+    return {"exact": "tf32x3", "fast": "tf32"}[precision]
+
+
+def gpu_rows(x: Tensor) -> Tensor:
+    """Kernels read rows of any float type in place; only a strided layout is copied."""
+    return x.detach().contiguous()

@@ -1,0 +1,360 @@
+r"""weighted_triplet: the weighted regularised triplet loss (WRT) of every anchor, as an online softmax.
+
+    loss_i = log(1 + exp(p_i - q_i)),   p_i = sum_j w+_ij d_ij over positives (the anchor included),   q_i over negatives
+
+    published   w+_ij = e^{d_ij - m_i} / (sum e^{d - m_i} + 1e-6), m_i the largest positive distance;
+                w-_ij = e^{-d_ij} / (sum e^{-d} + 1e-6): negatives fade out beyond distances of about 14.
+    stable      both are true softmaxes over their own set; an anchor without negatives has loss 0.
+
+Shapes   feat [N, D], labels [N] int64; out: loss [N], saved [7, N] (slope, largest positive, 1/z+, p, least negative, 1/z-, q),
+         float32 (float64 for float64 inputs). d_ij = sqrt(max(||f_i - f_j||^2, 1e-12)), no gradient through a clamped entry.
+Backward with c_ij = dL/dd_ij and s_ij = (c_ij + c_ji) / d_ij, grad_i = f_i sum_j s_ij - sum_j s_ij f_j. From the saved values
+         c_ij = slope_i e^{d_ij - m_i} (1 + d_ij - p_i) / z+_i for positives, -slope_i e^{-d_ij} (1 - d_ij + q_i) / z-_i for
+         negatives; since 1e-6 does not move with m_i, the largest positive also gets -slope_i p_i 1e-6 / z+_i.
+Memory   two N x D arrays beside the gradient (mean-free rows, accumulated products), O(N) state, one tile (CPU) or one strip
+         of 512 x N (CUDA): never N x N.
+Floor    3 products N x N x D (forward, recomputed distances, gradient); 2 on the CPU, where each pair of tiles is multiplied
+         once.
+Source   specs idkl 13; Ye et al. 2021 (AGW), weighted regularised triplet. Recomputation as in FlashAttention.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from vifast.kernels import _C
+from vifast.kernels._cpu import centered, encoded, float_rows, product, tile_pairs, tile_rows
+from vifast.kernels._lang import tl, triton
+from vifast.kernels._registry import Op, check
+from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile
+
+EPS = 1e-6
+FLOOR = 1e-12
+SAVED = 7
+STRIP = 512
+
+
+def _distances(x: Tensor) -> Tensor:
+    sq = x.square().sum(1)
+    return (sq.unsqueeze(1) + sq - 2 * (x @ x.T)).clamp(min=FLOOR).sqrt()
+
+
+def weighted_triplet_ref(feat: Tensor, labels: Tensor, stable: bool, precision: str) -> tuple[Tensor, Tensor]:
+    x = feat.to(torch.promote_types(feat.dtype, torch.float32))
+    if len(x) == 0:
+        return x.new_zeros(0), x.new_zeros(SAVED, 0)
+    dist = _distances(x)
+    same = labels.unsqueeze(1) == labels
+    eps = 0.0 if stable else EPS
+    top = dist.masked_fill(~same, -torch.inf).amax(1)
+    least = dist.masked_fill(same, torch.inf).amin(1) if stable else torch.zeros_like(top)
+    has_neg = (~same).any(1)
+    w_pos = (dist - top.unsqueeze(1)).exp().masked_fill(~same, 0.0)
+    w_neg = (least.unsqueeze(1) - dist).masked_fill(same, -torch.inf).exp()
+    w_neg = w_neg.masked_fill(~has_neg.unsqueeze(1), 0.0)
+    inv_pos, z_neg = 1 / (w_pos.sum(1) + eps), w_neg.sum(1) + eps
+    inv_neg = torch.where(z_neg == 0, 0.0, 1 / z_neg)
+    p, q = (w_pos * dist).sum(1) * inv_pos, (w_neg * dist).sum(1) * inv_neg
+    active = has_neg if stable else torch.ones_like(has_neg)
+    loss = torch.where(active, softplus(p - q), 0.0)
+    slope = torch.where(active, torch.sigmoid(p - q), 0.0)
+    least = torch.where(has_neg, least, 0.0)
+    return loss, torch.stack((slope, top, inv_pos, p, least, inv_neg, q))
+
+
+@triton.jit
+def _fold_kernel(
+    x_ptr, mean_ptr, labels_ptr, stats_ptr, n, n_cols, n_splits,
+    STABLE: tl.constexpr, FLOOR_: tl.constexpr, CLOSE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Online softmaxes of BLOCK_M anchors over every n_splits-th block of columns; stats is [6, n_splits, n]."""
+    split = tl.program_id(1)
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    label = tl.load(labels_ptr + row, mask=row < n, other=0)
+    m_pos = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    m_neg = tl.full((BLOCK_M,), float("-inf") if STABLE else 0.0, tl.float32)
+    z_pos = tl.zeros((BLOCK_M,), tl.float32)
+    t_pos = tl.zeros((BLOCK_M,), tl.float32)
+    z_neg = tl.zeros((BLOCK_M,), tl.float32)
+    t_neg = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(split * BLOCK_N, n, n_splits * BLOCK_N):
+        col = tl.cast(start, tl.int64) + tl.arange(0, BLOCK_N)
+        other = tl.load(labels_ptr + col, mask=col < n, other=0)
+        sq = sqdist_tile(x_ptr, x_ptr, mean_ptr, row, col, n, n, n_cols, CLOSE, True, PRECISION, BLOCK_K)
+        d = tl.sqrt_rn(tl.where(sq < FLOOR_, FLOOR_, sq))
+        inside = col[None, :] < n
+        same = label[:, None] == other[None, :]
+        pos = inside & same
+        neg = inside & (same == 0)
+        m_pos, z_pos, t_pos = _update(d, d, pos, m_pos, z_pos, t_pos, True)
+        m_neg, z_neg, t_neg = _update(d, -d, neg, m_neg, z_neg, t_neg, STABLE)
+    out = tl.cast(split, tl.int64) * n + row
+    side = tl.cast(n_splits, tl.int64) * n
+    tl.store(stats_ptr + out, m_pos, mask=row < n)
+    tl.store(stats_ptr + side + out, z_pos, mask=row < n)
+    tl.store(stats_ptr + 2 * side + out, t_pos, mask=row < n)
+    tl.store(stats_ptr + 3 * side + out, m_neg, mask=row < n)
+    tl.store(stats_ptr + 4 * side + out, z_neg, mask=row < n)
+    tl.store(stats_ptr + 5 * side + out, t_neg, mask=row < n)
+
+
+@triton.jit
+def _update(d, logit, mask, m, z, t, SHIFT: tl.constexpr):
+    """One tile into the running softmax: m the largest logit, z the sum of weights, t the sum of weight * distance."""
+    if SHIFT:
+        new = tl.maximum(m, tl.max(tl.where(mask, logit, float("-inf")), 1))
+        shrink = tl.where(new > m, tl.exp(m - new), 1.0)
+        z = z * shrink
+        t = t * shrink
+        m = new
+    w = tl.where(mask, tl.exp(tl.where(mask, logit - m[:, None], 0.0)), 0.0)
+    return m, z + tl.sum(w, 1), t + tl.sum(tl.where(mask, w * d, 0.0), 1)
+
+
+@triton.jit
+def _merge(stats_ptr, row, n, n_splits, side, inside):
+    """Softmax of one side over all splits."""
+    step = tl.cast(n_splits, tl.int64) * n
+    base = stats_ptr + 3 * side * step + row
+    m = tl.load(base, mask=inside, other=0.0)
+    z = tl.load(base + step, mask=inside, other=0.0)
+    t = tl.load(base + 2 * step, mask=inside, other=0.0)
+    for split in range(1, n_splits):
+        at = base + tl.cast(split, tl.int64) * n
+        m_s = tl.load(at, mask=inside, other=0.0)
+        new = tl.maximum(m, m_s)
+        keep = tl.where(new > m, tl.exp(m - new), 1.0)
+        take = tl.where(new > m_s, tl.exp(m_s - new), 1.0)
+        z = z * keep + tl.load(at + step, mask=inside, other=0.0) * take
+        t = t * keep + tl.load(at + 2 * step, mask=inside, other=0.0) * take
+        m = new
+    return m, z, t
+
+
+@triton.jit
+def _finish_kernel(
+    stats_ptr, loss_ptr, saved_ptr, n, n_splits, STABLE: tl.constexpr, EPS_: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < n
+    m_pos, z_pos, t_pos = _merge(stats_ptr, row, n, n_splits, 0, inside)
+    m_neg, z_neg, t_neg = _merge(stats_ptr, row, n, n_splits, 1, inside)
+    if not STABLE:
+        z_pos += EPS_
+        z_neg += EPS_
+    idle = z_neg == 0.0
+    inv_pos = 1.0 / z_pos
+    inv_neg = tl.where(idle, 0.0, 1.0 / tl.where(idle, 1.0, z_neg))
+    p = t_pos * inv_pos
+    q = t_neg * inv_neg
+    gap = p - q
+    tail = tl.exp(-tl.abs(gap))
+    # log(1 + tail) loses tail below 1e-7; the series is then exact to float32.
+    log1p = tl.where(tail < 1e-4, tail - 0.5 * tail * tail, tl.log(1.0 + tail))
+    loss = tl.where(gap == gap, tl.maximum(gap, 0.0), gap) + log1p
+    slope = tl.where(gap >= 0.0, 1.0 / (1.0 + tail), tail / (1.0 + tail))
+    slope = tl.where(gap == gap, slope, gap)
+    tl.store(loss_ptr + row, tl.where(idle, 0.0, loss), mask=inside)
+    tl.store(saved_ptr + row, tl.where(idle, 0.0, slope), mask=inside)
+    tl.store(saved_ptr + n + row, m_pos, mask=inside)
+    tl.store(saved_ptr + 2 * n + row, inv_pos, mask=inside)
+    tl.store(saved_ptr + 3 * n + row, p, mask=inside)
+    tl.store(saved_ptr + 4 * n + row, tl.where(idle, 0.0, -m_neg), mask=inside)
+    tl.store(saved_ptr + 5 * n + row, inv_neg, mask=inside)
+    tl.store(saved_ptr + 6 * n + row, q, mask=inside)
+
+
+weighted_triplet = Op("weighted_triplet", weighted_triplet_ref)
+
+
+@weighted_triplet.register_fake
+def _alloc(feat: Tensor, labels: Tensor, stable: bool, precision: str) -> tuple[Tensor, Tensor]:
+    check(feat.dim() == 2 and labels.dim() == 1 and labels.size(0) == feat.size(0),
+          lambda: f"weighted_triplet: expected [N, D] and [N], got {list(feat.shape)} and {list(labels.shape)}")  # fmt: skip
+    acc = torch.promote_types(feat.dtype, torch.float32)
+    return feat.new_empty(feat.size(0), dtype=acc), feat.new_empty(SAVED, feat.size(0), dtype=acc)
+
+
+def _distance_tiles(x: Tensor):
+    """(i, i_end, j, j_end, mean-free rows, distances) of the upper triangle of tiles; one buffer serves them all."""
+    n, threads = len(x), torch.get_num_threads()
+    x_c, _, sq, _ = centered(x, x)
+    buffer = x.new_empty(min(tile_rows(n), n) ** 2)
+    for i, i_end, j, j_end in tile_pairs(n):
+        tile = buffer[: (i_end - i) * (j_end - j)].view(i_end - i, j_end - j)
+        product(x_c[i:i_end], x_c[j:j_end], tile)
+        _C.products_to_distances(tile, x[i:i_end], x[j:j_end], sq[i:i_end], sq[j:j_end], FLOOR, True, threads)
+        yield i, i_end, j, j_end, x_c, tile
+
+
+@weighted_triplet.register_kernel("cpu")
+def _cpu(feat: Tensor, labels: Tensor, stable: bool, precision: str) -> tuple[Tensor, Tensor]:
+    x, labels = float_rows(feat), labels.contiguous()
+    codes, _ = encoded(labels, labels)
+    stats = x.new_empty(_C.WRT_STATS, len(x), dtype=torch.float64)
+    _C.wrt_begin(stats, stable)
+    for i, _, j, _, _, tile in _distance_tiles(x):
+        _C.wrt_fold(tile, i, j, codes, stable, stats, torch.get_num_threads())
+    loss, saved = _alloc(feat, labels, stable, precision)
+    _C.wrt_finish(stats, stable, loss, saved)
+    return loss, saved
+
+
+def _block(n: int) -> int:
+    return 32 if n <= 512 else 64
+
+
+@weighted_triplet.register_kernel("cuda")
+def _triton(feat: Tensor, labels: Tensor, stable: bool, precision: str) -> tuple[Tensor, Tensor]:
+    if feat.size(0) == 0:
+        return weighted_triplet_ref(feat, labels, stable, precision)
+    x, labels = gpu_rows(feat), labels.contiguous()
+    n, n_cols = x.shape
+    block = _block(n)
+    rows = triton.cdiv(n, block)
+    splits = min(rows, max(1, 256 // rows))  # about two programs per multiprocessor however few the anchors
+    stats = x.new_empty(6, splits, n, dtype=torch.float32)
+    loss, saved = _alloc(feat, labels, stable, precision)
+    with torch.cuda.device_of(x):
+        _fold_kernel[(rows, splits)](
+            x, mean_row(x, x), labels, stats, n, n_cols, splits, STABLE=stable, FLOOR_=FLOOR, CLOSE=CLOSE_PAIR,
+            PRECISION=input_precision(precision), BLOCK_M=block, BLOCK_N=block, BLOCK_K=32,
+        )  # fmt: skip
+        _finish_kernel[(triton.cdiv(n, 128),)](stats, loss, saved, n, splits, STABLE=stable, EPS_=EPS, BLOCK=128)
+    return loss, saved
+
+
+def _backward_ref(grad: Tensor, saved: Tensor, feat: Tensor, labels: Tensor, stable: bool, precision: str) -> Tensor:
+    x = feat.to(saved.dtype)
+    if len(x) == 0:
+        return torch.zeros_like(feat)
+    x = x - x.nan_to_num(0.0, 0.0, 0.0).mean(0)
+    dist = _distances(x)
+    slope, top, inv_pos, p, least, inv_neg, q = (row.unsqueeze(1) for row in saved)
+    slope = slope * grad.unsqueeze(1)
+    pos = (dist - top).exp() * (1 + dist - p)
+    if not stable:
+        at_top = dist == dist.masked_fill(labels.unsqueeze(1) != labels, -torch.inf).amax(1, keepdim=True)
+        pos = pos - torch.where(at_top, EPS * p, 0.0)
+    neg = (least - dist).exp() * (1 - dist + q)
+    c = slope * torch.where(labels.unsqueeze(1) == labels, inv_pos * pos, -inv_neg * neg)
+    s = ((c + c.T) / dist).masked_fill(dist <= FLOOR**0.5, 0.0).fill_diagonal_(0.0)
+    return torch.addmm(s.sum(1, keepdim=True) * x, s, x, alpha=-1).to(feat.dtype)
+
+
+weighted_triplet_backward = Op("weighted_triplet_backward", _backward_ref)
+
+
+@weighted_triplet_backward.register_fake
+def _alloc_backward(grad, saved, feat, labels, stable, precision):
+    return torch.empty_like(feat, memory_format=torch.contiguous_format)
+
+
+@weighted_triplet_backward.register_kernel("cpu")
+def _cpu_backward(grad: Tensor, saved: Tensor, feat: Tensor, labels: Tensor, stable: bool, precision: str) -> Tensor:
+    x = float_rows(feat)
+    codes, _ = encoded(labels.contiguous(), labels)
+    saved = saved.clone()
+    saved[0] *= grad
+    sums = x.new_zeros(len(x), dtype=torch.float64)
+    out = torch.zeros_like(x)
+    x_c = x
+    for i, i_end, j, j_end, x_c, tile in _distance_tiles(x):
+        _C.wrt_backward(tile, i, j, codes, stable, saved, sums, torch.get_num_threads())
+        out[i:i_end].addmm_(tile, x_c[j:j_end], alpha=-1)
+        if i != j:
+            out[j:j_end].addmm_(tile.T, x_c[i:i_end], alpha=-1)
+    return out.addcmul_(x_c, sums.float().unsqueeze(1)).to(feat.dtype)
+
+
+@triton.jit
+def _strip_kernel(
+    x_ptr, mean_ptr, labels_ptr, grad_ptr, saved_ptr, strip_ptr, row0, n_rows, n, n_cols,
+    STABLE: tl.constexpr, EPS_: tl.constexpr, FLOOR_: tl.constexpr, CLOSE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """s_ij for rows row0 .. row0 + n_rows against all columns, one tile a program."""
+    local = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = row0 + local
+    col = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row_in = (local < n_rows) & (row < n)
+    col_in = col < n
+    sq = sqdist_tile(x_ptr, x_ptr, mean_ptr, row, col, n, n, n_cols, CLOSE, True, PRECISION, BLOCK_K)
+    d = tl.sqrt_rn(tl.where(sq < FLOOR_, FLOOR_, sq))
+    same = (
+        tl.load(labels_ptr + row, mask=row_in, other=0)[:, None]
+        == tl.load(labels_ptr + col, mask=col_in, other=0)[None, :]
+    )
+    c = _coefficients(d, same, grad_ptr, saved_ptr, row, row_in, n, 1, STABLE, EPS_)
+    c += _coefficients(d, same, grad_ptr, saved_ptr, col, col_in, n, 0, STABLE, EPS_)
+    s = tl.where((sq <= FLOOR_) | (row[:, None] == col[None, :]), 0.0, c / d)
+    mask = (local[:, None] < n_rows) & col_in[None, :]
+    tl.store(strip_ptr + local[:, None] * tl.cast(n, tl.int64) + col[None, :], s, mask=mask)
+
+
+@triton.jit
+def _coefficients(
+    d,
+    same,
+    grad_ptr,
+    saved_ptr,
+    anchor,
+    inside,
+    n,
+    AXIS: tl.constexpr,
+    STABLE: tl.constexpr,
+    EPS_: tl.constexpr,
+):
+    """dL/dd of a tile whose anchors lie along the rows (AXIS 1: expand columns) or along the columns (AXIS 0)."""
+    slope = tl.load(saved_ptr + anchor, mask=inside, other=0.0) * tl.load(grad_ptr + anchor, mask=inside, other=0.0)
+    top = tl.expand_dims(tl.load(saved_ptr + n + anchor, mask=inside, other=0.0), AXIS)
+    w_pos = tl.expand_dims(slope * tl.load(saved_ptr + 2 * n + anchor, mask=inside, other=0.0), AXIS)
+    p = tl.expand_dims(tl.load(saved_ptr + 3 * n + anchor, mask=inside, other=0.0), AXIS)
+    least = tl.expand_dims(tl.load(saved_ptr + 4 * n + anchor, mask=inside, other=0.0), AXIS)
+    w_neg = tl.expand_dims(slope * tl.load(saved_ptr + 5 * n + anchor, mask=inside, other=0.0), AXIS)
+    q = tl.expand_dims(tl.load(saved_ptr + 6 * n + anchor, mask=inside, other=0.0), AXIS)
+    pos = tl.exp(tl.where(same, d - top, 0.0)) * (1.0 + d - p)
+    if not STABLE:
+        pos = pos - tl.where(d >= top, EPS_ * p, 0.0)
+    neg = tl.exp(tl.where(same, 0.0, least - d)) * (1.0 - d + q)
+    return tl.where(same, w_pos * pos, -w_neg * neg)
+
+
+@weighted_triplet_backward.register_kernel("cuda")
+def _triton_backward(grad: Tensor, saved: Tensor, feat: Tensor, labels: Tensor, stable: bool, precision: str) -> Tensor:
+    if feat.size(0) == 0:
+        return _backward_ref(grad, saved, feat, labels, stable, precision)
+    x, labels, grad = gpu_rows(feat), labels.contiguous(), grad.contiguous()
+    n, n_cols = x.shape
+    block = _block(n)
+    out = torch.empty_like(x, dtype=torch.float32)
+    strip = x.new_empty(min(STRIP, n), n, dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        mean = mean_row(x, x)
+        x_c = x.float() - mean
+        for start in range(0, n, STRIP):
+            rows = min(STRIP, n - start)
+            grid = (triton.cdiv(rows, block), triton.cdiv(n, block))
+            _strip_kernel[grid](
+                x, mean, labels, grad, saved, strip, start, rows, n, n_cols, STABLE=stable, EPS_=EPS, FLOOR_=FLOOR,
+                CLOSE=CLOSE_PAIR, PRECISION=input_precision(precision), BLOCK_M=block, BLOCK_N=block, BLOCK_K=32,
+            )  # fmt: skip
+            s, own = strip[:rows], x_c[start : start + rows]
+            torch.addmm(s.sum(1, keepdim=True) * own, s, x_c, alpha=-1, out=out[start : start + rows])
+    return out.to(feat.dtype)
+
+
+def _setup(ctx, inputs, output):
+    feat, labels, ctx.stable, ctx.precision = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(feat, labels, output[1])
+
+
+def _backward(ctx, grad, _):
+    feat, labels, saved = ctx.saved_tensors
+    grad_feat = weighted_triplet_backward(grad, saved, feat, labels, ctx.stable, ctx.precision)
+    return grad_feat, None, None, None
+
+
+weighted_triplet.register_autograd(_backward, _setup)
