@@ -115,44 +115,72 @@ def _around(rng: np.random.Generator, center: float, reach: float, spread: float
 def _draw_materials(rng: np.random.Generator, difficulty: float) -> dict[int, Cloth]:
     tone = rng.uniform(0.0, 1.0)
     skin = (1 - tone) * np.array([0.72, 0.48, 0.36]) + tone * np.array([0.16, 0.08, 0.05])
-    hair = np.array([[0.02, 0.015, 0.012], [0.07, 0.035, 0.02], [0.35, 0.23, 0.09], [0.4, 0.4, 0.4]])[
-        rng.choice(4, p=[0.5, 0.3, 0.12, 0.08])
-    ]
-    upper = _draw_cloth(rng, difficulty, _choose(rng, {"plain": 1} | dict.fromkeys(PATTERNS[1:], 1)))
-    # A sleeve is cut from the cloth of the trunk, or set off against it (raglan).
-    sleeve = upper if rng.random() < 0.7 else _draw_cloth(rng, difficulty, "plain")
-    lower = _choose(rng, {"plain": 5, "stripes": 1, "checks": 1, "rings": 1, "plaid": 1, "yoke": 1})
-    return {
-        # Skin of every tone reflects near infrared alike; melanin absorbs little of it.
-        SKIN: Cloth(np.stack([skin, skin]), np.full(2, rng.uniform(0.5, 0.62))),
-        HAIR: Cloth(np.stack([hair, hair]), np.full(2, rng.uniform(0.08, 0.4))),
-        UPPER: upper,
-        SLEEVE: sleeve,
-        LOWER: _draw_cloth(rng, difficulty, lower),
-        SHOES: _draw_cloth(rng, difficulty, "plain"),
-        BAG: _draw_cloth(rng, difficulty, _choose(rng, {"plain": 3, "yoke": 1, "band": 1})),
-        HAT: _draw_cloth(rng, difficulty, _choose(rng, {"plain": 3, "rings": 1})),
-    }
+    # Skin of every tone reflects near infrared alike: melanin absorbs little of it.
+    materials = {SKIN: _plain(skin, rng.uniform(0.42, 0.52)), HAIR: _plain(_draw_hair(rng), rng.uniform(0.06, 0.3))}
+    upper = _choose(rng, {"plain": 1} | dict.fromkeys(PATTERNS[1:], 2))
+    lower = _choose(rng, {"plain": 6, "stripes": 2, "checks": 2, "rings": 2, "plaid": 1, "yoke": 1})
+
+    def dress(material: int, kind: str, *beside: int) -> None:
+        materials[material] = _draw_cloth(rng, difficulty, kind, [materials[other] for other in beside])
+
+    dress(UPPER, upper, SKIN)
+    dress(SLEEVE, "plain", UPPER)
+    if rng.random() < 0.7:  # cut from the cloth of the trunk; else set off against it
+        materials[SLEEVE] = materials[UPPER]
+    dress(LOWER, lower, UPPER)
+    dress(SHOES, "plain", LOWER)
+    dress(BAG, _choose(rng, {"plain": 3, "yoke": 1, "band": 1}), UPPER, LOWER)
+    dress(HAT, _choose(rng, {"plain": 3, "rings": 1}), HAIR)
+    return materials
 
 
-def _draw_cloth(rng: np.random.Generator, difficulty: float, kind: str) -> Cloth:
-    first = _draw_dye(rng)
-    second = max((_draw_dye(rng) for _ in range(3)), key=lambda dye: float(np.abs(dye - first).sum()))
-    # Cotton and most dyes are bright in near infrared, carbon black and leather dark, whatever their colour.
-    nir = rng.uniform(0.06, 0.85)
-    contrast = rng.uniform(0.3, 0.6) * (0.15 if rng.random() < 0.6 * difficulty else 1.0)
-    other = nir + contrast if nir < 0.45 else nir - contrast
+def _draw_cloth(rng: np.random.Generator, difficulty: float, kind: str, beside: list[Cloth]) -> Cloth:
+    """A cloth whose ground stands out from the cloths `beside` it, and its pattern from its ground, in each spectrum.
+
+    Of a few draws the most distinct is taken; the fewer, the more difficult. Dye and infrared reflectance are drawn
+    apart: cotton and most dyes are bright in near infrared, carbon black and leather dark, whatever their colour.
+    """
+    draws = 1 + round(5 * (1.0 - difficulty))
+    dye = _most_distinct([_draw_dye(rng) for _ in range(draws)], [cloth.rgb[0] for cloth in beside])
+    other_dye = _most_distinct([_draw_dye(rng) for _ in range(draws)], [dye])
+    nir = _most_distinct(rng.uniform(0.05, 0.75, draws).tolist(), [cloth.nir[0] for cloth in beside])
+    other_nir = _most_distinct(rng.uniform(0.05, 0.75, draws).tolist(), [nir])
+    if rng.random() < 0.8 * difficulty**2:  # a print that infrared hardly shows
+        other_nir = 0.85 * nir + 0.15 * other_nir
     pattern = Pattern(
         kind,
-        period=float(rng.choice([0.07, 0.1, 0.14])),
+        period=float(rng.choice([0.08, 0.12, 0.17])),
         duty=rng.uniform(0.35, 0.6),
         level=rng.uniform(0.62, 0.72),
     )
-    return Cloth(np.stack([first, second]), np.clip([nir, other], 0.03, 0.95), pattern)
+    return Cloth(np.stack([dye, other_dye]), np.array([nir, other_nir]), pattern)
+
+
+def _plain(rgb: np.ndarray, nir: float) -> Cloth:
+    return Cloth(np.stack([rgb, rgb]), np.full(2, nir))
+
+
+def _most_distinct(candidates: list, others: list):
+    """The candidate whose brightness, as displayed, is farthest from the nearest of `others`."""
+
+    def brightness(reflectance) -> float:
+        return float(np.sqrt(np.mean(reflectance)))
+
+    return max(candidates, key=lambda c: min(abs(brightness(c) - brightness(other)) for other in others))
+
+
+def _draw_hair(rng: np.random.Generator) -> np.ndarray:
+    colors = {
+        "black": (0.02, 0.015, 0.012),
+        "brown": (0.07, 0.035, 0.02),
+        "fair": (0.35, 0.23, 0.09),
+        "grey": (0.4, 0.4, 0.4),
+    }
+    return np.array(colors[_choose(rng, {"black": 6, "brown": 4, "fair": 1, "grey": 1})])
 
 
 def _draw_dye(rng: np.random.Generator) -> np.ndarray:
-    """Linear RGB of a dyed fabric: greys and blues are common, saturated colours less so."""
+    """Linear RGB of a dyed fabric, a third of them grey."""
     value = rng.uniform(0.12, 0.95) ** 2.2
     if rng.random() < 0.35:
         return np.full(3, max(value, 0.015)) * rng.uniform(0.92, 1.0, 3)

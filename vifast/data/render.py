@@ -30,8 +30,8 @@ class Frame:
 class Fragments:
     """What each sample shows, `[H, W]` each.
 
-    `material` is 0 where the background shows, `turn` runs from -1 to 1 across a part, `along` and `up` are the place on the
-    cloth: the way round the body from its front, and the height.
+    `material` is 0 where the background shows and `turn` runs from -1 to 1 across a part; `along` and `up` are the
+    place on the cloth: the way round the body from its front, and the height.
     """
 
     material: np.ndarray

@@ -8,7 +8,7 @@ from vifast.data.people import Person
 from vifast.data.pose import pose
 from vifast.data.render import SUPERSAMPLE, Frame, rasterise, shade
 
-INFRARED_GAIN = 1.25
+INFRARED_GAIN = 1.15
 
 
 @dataclass(frozen=True)

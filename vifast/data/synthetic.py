@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def write(
         num_ids: identities. SYSU-MM01: five eighths train, one eighth val, a quarter test. RegDB: halves, ten
             times.
         seed: any non-negative integer.
-        size: height and width of the pictures, even numbers from 32.
+        size: height and width of the pictures, even numbers, at least 32 and 16.
         images_per_camera: pictures of an identity by a camera, 1..255; default 4 (SYSU-MM01), 10 (RegDB).
         difficulty: 0 (studio) .. 1 (blurred, noisy, occluded, look-alikes).
 
@@ -63,8 +64,8 @@ def write(
         raise ValueError(f"num_test: expected 1..{num_ids - 2}, got {num_test!r}")
     if seed < 0:
         raise ValueError(f"seed: expected a non-negative integer, got {seed!r}")
-    if min(size) < 32 or size[0] % 2 or size[1] % 2:
-        raise ValueError(f"size: expected even height and width of at least 32, got {size!r}")
+    if size[0] < 32 or size[1] < 16 or size[0] % 2 or size[1] % 2:
+        raise ValueError(f"size: expected even (height, width) of at least (32, 16), got {size!r}")
     if not 0.0 <= difficulty <= 1.0:
         raise ValueError(f"difficulty: expected 0..1, got {difficulty!r}")
     if images_per_camera is None:
@@ -86,20 +87,16 @@ def write(
     return out
 
 
+@dataclass(frozen=True)
 class _Studio:
     """The people and cameras of one dataset, and the pictures they make."""
 
-    def __init__(
-        self,
-        num_ids: int,
-        num_test: int,
-        seed: int,
-        size: tuple[int, int],
-        images_per_camera: int,
-        difficulty: float,
-    ):
-        self.num_ids, self.num_test, self.seed, self.size = num_ids, num_test, seed, size
-        self.images_per_camera, self.difficulty = images_per_camera, difficulty
+    num_ids: int
+    num_test: int
+    seed: int
+    size: tuple[int, int]
+    images_per_camera: int
+    difficulty: float
 
     def rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *stream])
