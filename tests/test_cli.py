@@ -1,0 +1,137 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vifast import cli
+from vifast.data import synthetic
+from vifast.train.loop import Trainer
+
+TINY = [
+    "dataset={name: sysu, height: 32, width: 16, num_ids: 2, num_instances: 2}",
+    "options={backbone: resnet_tiny, backbone_width: 4, non_local: [0, 0, 0, 0]}",
+    "epochs=2",
+    "steps_per_epoch=2",
+]
+
+
+@pytest.fixture
+def vifast(monkeypatch, capsys):
+    """Runs the command line in this process: (status, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vifast", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def sysu_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli") / "sysu"
+    return synthetic.write("sysu", root, num_ids=8, size=(32, 32), images_per_camera=1)
+
+
+def test_synth_train_resume_evaluate(vifast, tmp_path):
+    data, out, scores = tmp_path / "data", tmp_path / "run", tmp_path / "scores.json"
+    assert vifast("synth", "--layout", "sysu", "--ids", 8, "--seed", 3, "--out", data)[0] == 0
+    assert (data / "exp" / "train_id.txt").is_file()
+    status, output, _ = vifast("train", "agw-sysu", f"data={data}", *TINY, "--out", out)
+    assert status == 0
+    assert "epoch 2: rank1" in output
+    assert vifast("train", "agw-sysu", f"data={data}", *TINY, "--out", out, "--resume")[0] == 0
+    status, output, _ = vifast("evaluate", out, "--data", data, "--json", scores)
+    assert status == 0
+    found = json.loads(scores.read_text())
+    assert found == json.loads((out / "results.json").read_text())
+    assert f"{100 * found['rank1']:.1f} %" in output
+
+
+def test_ctrl_c_says_how_to_go_on(vifast, sysu_root, tmp_path, monkeypatch):
+    train_epoch = Trainer._train_epoch
+
+    def interrupted(self, epoch, log):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        train_epoch(self, epoch, log)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
+    status, output, error = vifast("train", "agw-sysu", f"data={sysu_root}", *TINY, "--out", tmp_path / "run")
+    assert (status, error) == (130, "vifast: interrupted\n")
+    assert "stopped after epoch 1; the same command with --resume goes on" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "agw-sisu", "--out", "x"], "agw-sisu: no such file, and not a preset; the nearest"),
+        (["train", "agw-sysu", "epocs=1", "--out", "x"], "epocs: unknown key; the nearest known name is 'epochs'"),
+        (["train", "agw-sysu", "--out", "x"], "data: expected the dataset's root folder"),
+        (["train", "agw-sysu", "data=nowhere", "--out", "x"], "SYSU-MM01: folder not found: nowhere"),
+        (["train", "agw-sysu"], "Missing option '--out'"),
+        (["synth", "--layout", "market", "--out", "x"], "layout: expected one of sysu, regdb, got 'market'"),
+        (["evaluate", "nowhere", "--data", "x"], "nowhere: not a run's folder"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+        (["demo", "--seed", "-1"], "Invalid value for '--seed'"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(vifast, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, output, error = vifast(*arguments)
+    assert (status, output) == (2, "")
+    assert error.startswith(f"vifast: {message}")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_traceback_on_request(vifast, monkeypatch):
+    monkeypatch.setenv("VIFAST_TRACEBACK", "1")
+    monkeypatch.setattr(sys, "argv", ["vifast", "train", "agw-sisu", "--out", "x"])
+    with pytest.raises(ValueError, match="no such file"):
+        cli.main()
+
+
+def test_demo_leaves_a_filled_folder_alone(vifast, tmp_path):
+    (tmp_path / "mine").write_text("keep")
+    status, _, error = vifast("demo", "--out", tmp_path)
+    assert (status, error) == (2, f"vifast: out: expected a new or an empty folder, got {tmp_path}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_doctor_reports_parts_that_are_there_and_missing(vifast, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    status, output, _ = vifast("doctor")
+    assert status == 0
+    lines = {line.split("  ")[0]: line for line in output.splitlines()}
+    assert "ok instruction set" in lines["C++ for the CPU"]
+    assert "ok 0." in lines["vifast"]
+    assert "missing" in lines["nvidia-dali-cuda130"] or "ok" in lines["nvidia-dali-cuda130"]
+
+
+def test_version_and_help(vifast):
+    from vifast import __version__
+
+    assert vifast("--version") == (0, f"vifast {__version__}\n", "")
+    for arguments in ([], ["--help"]):
+        status, output, _ = vifast(*arguments)
+        assert status == 0
+        assert all(name in output for name in ("demo", "synth", "train", "evaluate", "doctor"))
+
+
+def test_without_the_train_extra_one_line_says_what_to_install(tmp_path):
+    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError('blocked', name='typer')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from vifast.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert 'this needs typer, which is not installed: pip install "vifast[train]"' in done.stderr
+
+
+def test_importing_vifast_pulls_in_no_optional_package():
+    optional = ["typer", "rich", "pydantic", "accelerate", "matplotlib", "jinja2", "PIL", "safetensors", "yaml"]
+    code = f"import sys, vifast; print([name for name in {optional!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
