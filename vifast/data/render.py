@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vifast.data.people import NUM_MATERIALS, Cloth, Pattern
+from vifast.data.people import NUM_MATERIALS, SKIN, Cloth, Pattern
 from vifast.data.pose import Capsule, Part, Tube
 
 SUPERSAMPLE = 2
@@ -87,36 +87,43 @@ def shade(
     `channel` names the reflectance (`"rgb"` or `"nir"`); `light` is the share of light that comes from all
     sides and the lateral direction (-1..1) of the rest.
     """
-    reflectance = {material: getattr(cloth, channel).reshape(2, -1) for material, cloth in materials.items()}
-    table = np.zeros((NUM_MATERIALS, reflectance[1].shape[1]), np.float32)
+    reflectance = {m: getattr(cloth, channel).reshape(2, -1).astype(np.float32) for m, cloth in materials.items()}
+    table = np.zeros((NUM_MATERIALS, reflectance[SKIN].shape[1]), np.float32)
     for material, value in reflectance.items():
         table[material] = value[0]
-    albedo = table[parts.material]
-    for material, cloth in materials.items():
-        if cloth.pattern.kind == "plain":
-            continue
-        at = np.nonzero(parts.material == material)
-        share = pattern_share(cloth.pattern, parts.along[at], parts.up[at])[:, None]
-        first, second = reflectance[material].astype(np.float32)
-        albedo[at] = first + share * (second - first)
+    shape = parts.material.shape
+    covered = np.flatnonzero(parts.material)
+    material, turn = parts.material.reshape(-1)[covered], parts.turn.reshape(-1)[covered]
+    albedo = table[material]
+    for number, cloth in materials.items():
+        if cloth.pattern.kind != "plain":
+            at = np.flatnonzero(material == number)
+            along, up = (plane.reshape(-1)[covered[at]] for plane in (parts.along, parts.up))
+            first, second = reflectance[number]
+            albedo[at] = first + pattern_share(cloth.pattern, along, up)[:, None] * (second - first)
     ambient, lateral = light
-    facing = np.sqrt(np.maximum(1.0 - parts.turn**2, 0.0))
-    lit = ambient + (1.0 - ambient) * np.maximum(facing * np.float32(np.sqrt(1 - lateral**2)) + parts.turn * lateral, 0)
-    inside = (parts.material > 0).astype(np.float32)
-    return _shrink(albedo * (lit * inside)[..., None]), _shrink(inside[..., None])
+    direct = np.sqrt(np.maximum(1.0 - turn * turn, 0.0)) * np.float32(np.sqrt(1.0 - lateral**2)) + turn * np.float32(
+        lateral
+    )
+    albedo *= (np.float32(ambient) + np.float32(1.0 - ambient) * np.maximum(direct, 0.0))[:, None]
+    radiance = np.zeros((shape[0] * shape[1], albedo.shape[1]), np.float32)
+    radiance[covered] = albedo
+    return _shrink(radiance.reshape(*shape, -1)), _shrink((parts.material > 0)[..., None].astype(np.float32))
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:
+    """Mean of SUPERSAMPLE x SUPERSAMPLE blocks."""
     s = SUPERSAMPLE
-    height, width, channels = image.shape
-    return image.reshape(height // s, s, width // s, s, channels).mean((1, 3))
+    return sum(image[y::s, x::s] for y in range(s) for x in range(s)) * np.float32(1.0 / s**2)
 
 
-def _to_samples(x: np.ndarray, y: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    zoom = 1.0 + frame.pitch * (y - 0.5)
-    return frame.feet[0] + frame.scale * x * zoom, frame.feet[1] - frame.scale * y * (
-        1.0 + 0.5 * frame.pitch * (y - 1.0)
-    )
+def _zoom(y, frame: Frame):
+    """Samples per body length at height `y`: a camera from above enlarges what is near it."""
+    return frame.scale * (1.0 + frame.pitch * (y - 0.5))
+
+
+def _row(y, frame: Frame):
+    return frame.feet[1] - frame.scale * y * (1.0 + 0.5 * frame.pitch * (y - 1.0))
 
 
 def _window(low: float, high: float, size: int) -> slice:
@@ -130,37 +137,39 @@ def _paint(out: Fragments, window: tuple[slice, slice], inside: np.ndarray, part
 
 
 def _tube(out: Fragments, tube: Tube, frame: Frame) -> None:
-    x, y = _to_samples(np.full(len(tube.heights), tube.center), tube.heights, frame)
-    widths = tube.widths * frame.scale * (1.0 + frame.pitch * (tube.heights - 0.5))
+    y, zoom = _row(tube.heights, frame), _zoom(tube.heights, frame)
+    x, widths = frame.feet[0] + tube.center * zoom, tube.widths * zoom
     window = _window(y[0], y[-1], frame.height), _window((x - widths).min(), (x + widths).max(), frame.width)
     rows = np.arange(window[0].start, window[0].stop) + 0.5
     columns = np.arange(window[1].start, window[1].stop, dtype=np.float32) + np.float32(0.5)
     center, width, up = (np.interp(rows, y, knots)[:, None].astype(np.float32) for knots in (x, widths, tube.heights))
     turn = (columns - center) / width
     inside = (np.abs(turn) < 1.0) & ((rows > y[0]) & (rows < y[-1]))[:, None]
-    turn = np.clip(turn, -1.0, 1.0)
-    angle = (np.arcsin(turn) - np.float32(tube.turn) + np.pi) % (2 * np.pi) - np.pi
-    _paint(out, window, inside, tube, turn, angle * tube.girth, up)
+    turn = np.minimum(np.maximum(turn, -1.0), 1.0)
+    angle = (np.arcsin(turn) + np.float32(np.pi - tube.turn)) % np.float32(2 * np.pi) - np.float32(np.pi)
+    _paint(out, window, inside, tube, turn, angle * np.float32(tube.girth), up)
 
 
 def _capsule(out: Fragments, limb: Capsule, frame: Frame) -> None:
-    ends = np.array(limb.ends)
-    x, y = _to_samples(ends[:, 0], ends[:, 1], frame)
-    radii = np.array(limb.radii) * frame.scale
-    reach = radii.max()
+    (xa, ya), (xb, yb) = limb.ends
+    xa, xb = frame.feet[0] + xa * _zoom(ya, frame), frame.feet[0] + xb * _zoom(yb, frame)
+    ya, yb = _row(ya, frame), _row(yb, frame)
+    ra, rb = (radius * frame.scale for radius in limb.radii)
+    reach = max(ra, rb)
     window = (
-        _window(y.min() - reach, y.max() + reach, frame.height),
-        _window(x.min() - reach, x.max() + reach, frame.width),
+        _window(min(ya, yb) - reach, max(ya, yb) + reach, frame.height),
+        _window(min(xa, xb) - reach, max(xa, xb) + reach, frame.width),
     )
-    dx, dy = np.float32(x[1] - x[0]), np.float32(y[1] - y[0])
-    px = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None] + np.float32(0.5 - x[0])
-    py = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None] + np.float32(0.5 - y[0])
-    length = max(float(dx * dx + dy * dy), 1e-6)
-    share = np.clip((px * dx + py * dy) / np.float32(length), 0.0, 1.0)
-    gap_x, gap_y = px - share * dx, py - share * dy
-    radius = np.float32(radii[0]) + share * np.float32(radii[1] - radii[0])
+    dx, dy = xb - xa, yb - ya
+    # Python floats scale float32 arrays without widening them.
+    px = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None] + float(0.5 - xa)
+    py = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None] + float(0.5 - ya)
+    unit = 1.0 / max(float(dx * dx + dy * dy), 1e-6)
+    share = np.minimum(np.maximum(px * float(dx * unit) + py * float(dy * unit), 0.0), 1.0)
+    gap_x, gap_y = px - share * float(dx), py - share * float(dy)
+    radius = share * float(rb - ra) + float(ra)
     inside = gap_x * gap_x + gap_y * gap_y < radius * radius
     # Signed by the side of the limb: along x where the limb is steep, else along y.
-    across = np.clip((gap_x if abs(dy) >= abs(dx) else gap_y) / radius, -1.0, 1.0)
-    up = np.float32(limb.heights[0]) + share * np.float32(limb.heights[1] - limb.heights[0])
-    _paint(out, window, inside, limb, across, across * np.float32(limb.radii[0]), up)
+    across = np.minimum(np.maximum((gap_x if abs(dy) >= abs(dx) else gap_y) / radius, -1.0), 1.0)
+    up = share * float(limb.heights[1] - limb.heights[0]) + float(limb.heights[0])
+    _paint(out, window, inside, limb, across, across * float(limb.radii[0]), up)
