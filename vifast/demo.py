@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ SUMMARY = (
 )
 
 
-def run_demo(out: Path, *, seed: int = 0) -> dict[str, Any]:
+def run_demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Writes ``report.html``, ``metrics.json``, the dataset (``data/``) and the run (``run/``) into ``out``.
+
+    ``overrides`` change the preset ``demo``, as on the command line of ``vifast train``.
 
     Returns:
         What ``metrics.json`` holds: ``before`` and ``after`` with ``rank1``, ``mean_ap`` and ``mean_inp`` in 0..1 on
@@ -39,7 +42,7 @@ def run_demo(out: Path, *, seed: int = 0) -> dict[str, Any]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out: expected a new or an empty folder, got {out}")
     synthetic.write("sysu", out / "data", seed=seed)
-    config = load_config("demo", [f"data={json.dumps(str(out / 'data'))}", f"seed={seed}"])
+    config = load_config("demo", [f"data={json.dumps(str(out / 'data'))}", f"seed={seed}", *overrides])
     trainer = Trainer(config, out / "run")
     before, after = trainer.evaluate(), trainer.fit()
     report = _report(trainer, before, after, time.perf_counter() - start)
@@ -100,6 +103,7 @@ def _ranked_queries(evaluation: Evaluation, dataset: Dataset, config: TrainConfi
     ranked = []
     for query in np.linspace(0, len(dataset.query) - 1, NUM_QUERIES).round().astype(int):
         nearest = distances[query].argsort(kind="stable")[:NUM_RANKS]
+        nearest = nearest[np.isfinite(distances[query, nearest])]
         label = dataset.query.labels[query]
         ranked.append(
             RankedQuery(
