@@ -123,6 +123,20 @@ def test_a_missing_image_is_named(train, tmp_path):
         read_image(tmp_path / "none.jpg", SIZE)
 
 
+def test_no_samples_is_an_error(train):
+    with pytest.raises(ValueError, match="samples: expected at least one image"):
+        make_loader(train.select(train.labels < 0), size=SIZE)
+
+
+def test_accelerate_shards_whole_batches_over_processes(train):
+    shard = pytest.importorskip("accelerate.data_loader").BatchSamplerShard
+    sampler = CrossModalSampler(train.labels, train.modality, num_ids=3, num_instances=2)
+    loader = make_loader(train, size=SIZE, batch_sampler=sampler)
+    shares = [list(shard(loader.batch_sampler, num_processes=2, process_index=rank)) for rank in (0, 1)]
+    expected = list(loader.batch_sampler)[: 2 * (len(sampler) // 2)]
+    assert [batch for pair in zip(*shares, strict=True) for batch in pair] == expected
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

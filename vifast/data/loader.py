@@ -34,8 +34,8 @@ def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
 class ImageDataset(Dataset):
     """Samples as dicts of image, label, camera, modality and index.
 
-    An item is asked for by `(epoch, index)`. Its random numbers come from a counter-based generator (Philox)
-    keyed by `(seed, epoch, index)`: the same for any order of items, batch and number of workers.
+    An item is asked for by `(epoch, index)`. Its random numbers come from a counter-based generator (Philox) keyed by
+    `(seed, epoch, index)`: the same for any order of items, batch and number of workers.
     """
 
     def __init__(self, samples: Samples, *, size: tuple[int, int], augment: Augment | None, cache: bool, seed: int):
@@ -69,10 +69,9 @@ class _EpochKeys:
     def __init__(self, batch_sampler: Iterable[list[int]]):
         self.batch_sampler = batch_sampler
         self.epoch = 0
-        self.batch_size, self.drop_last = (
-            getattr(batch_sampler, "batch_size", None),
-            False,
-        )  # Accelerate asks for both
+        # Accelerate shards batches over processes only where it finds both.
+        self.batch_size = getattr(batch_sampler, "batch_size", None)
+        self.drop_last = getattr(batch_sampler, "drop_last", False)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -100,15 +99,15 @@ def make_loader(
 ) -> DataLoader:
     """A DataLoader over `samples`; the same seed gives the same batches for any number of workers.
 
-    Call `loader.batch_sampler.set_epoch(epoch)` before every epoch of training: it reaches the sampler and
-    the augmentation (Accelerate's prepared loaders do so by themselves).
+    Call `loader.batch_sampler.set_epoch(epoch)` before every epoch of training: it reaches the sampler and the
+    augmentation (Accelerate's prepared loaders do so by themselves).
 
     Args:
         samples: what to load.
         size: (height, width) of the images.
         augment: training transform; None only normalises.
-        batch_sampler: lists of indices, e.g. `CrossModalSampler`; by default all samples in order,
-            `batch_size` at once.
+        batch_sampler: lists of indices, e.g. `CrossModalSampler`; by default all samples in order, `batch_size` at
+            once.
         batch_size: images of a batch without a `batch_sampler`.
         num_workers: processes that decode; 0 decodes in the caller.
         cache: decode everything once, now, and keep it as uint8 in memory (H * W * 3 bytes an image).
@@ -118,8 +117,7 @@ def make_loader(
         Loader of dicts: `image [B, 3, H, W]` float32, `label`, `camera`, `modality`, `index` `[B]` int64.
 
     Raises:
-        ValueError: an argument is out of range; or, when an image is read, it cannot be decoded (its path is
-            named).
+        ValueError: an argument is out of range; or, when an image is read, it cannot be decoded (its path is named).
     """
     for name, value, least in (
         ("batch_size", batch_size, 1),
@@ -128,6 +126,8 @@ def make_loader(
     ):
         if value < least:
             raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+    if not len(samples):
+        raise ValueError("samples: expected at least one image, got none")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: expected (height, width) in pixels, got {size!r}")
     if batch_sampler is None:

@@ -1,11 +1,9 @@
 """MATLAB level 5 files with nested cells of numbers: what `rand_perm_cam.mat` of SYSU-MM01 is made of.
 
-Own code instead of `scipy.io`: one small file of one dataset does not justify a dependency of that size for
-everybody who reads or synthesises data. Cells and real numeric arrays only; the tests hold it against scipy
-in both directions.
+Own code instead of `scipy.io`: one small file of one dataset does not justify a dependency of that size for everybody
+who reads or synthesises data. Cells and real numeric arrays only; the tests hold it against scipy in both directions.
 
-Source: MathWorks, "MAT-File Format" (level 5),
-https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf
+Source: MathWorks, "MAT-File Format" (level 5), https://www.mathworks.com/help/pdf_doc/matlab/matfile_format.pdf
 """
 
 import math
@@ -26,8 +24,8 @@ def read_mat(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The variables of a MATLAB level 5 file; a cell array becomes an object array of the same shape.
 
     Raises:
-        ValueError: the file, which is named, is not of this format or holds something else than cells and
-            real numbers.
+        ValueError: the file, which is named, is not of this format or holds something else than cells and real
+            numbers.
     """
     data = Path(path).read_bytes()
     if b"MATLAB 7.3" in data[:116] or data[1:4] == b"HDF":

@@ -12,8 +12,8 @@ VISIBLE, INFRARED = 0, 1
 class Samples:
     """Images as columns of equal length N.
 
-    `paths [N]`; `labels [N]` int64: 0..num_labels-1 in a training split, the dataset's own identity numbers
-    in query and gallery; `cams [N]` int64 camera numbers; `modality [N]` int64, 0 visible, 1 infrared.
+    `paths [N]`; `labels [N]` int64: 0..num_labels-1 in a training split, the dataset's own identity numbers in query
+    and gallery; `cams [N]` int64 camera numbers; `modality [N]` int64, 0 visible, 1 infrared.
 
     Example:
         >>> samples = Samples((Path("a.jpg"), Path("b.jpg")), *np.array([[0, 1], [1, 3], [0, 1]]))
@@ -44,8 +44,8 @@ class Samples:
 class Dataset:
     """One dataset as its protocol reads it.
 
-    `identities [num_labels]` are the dataset's numbers of the training labels, ascending. `trials` holds, for
-    every trial of the protocol, the positions in `gallery` that form that trial's gallery.
+    `identities [num_labels]` are the dataset's numbers of the training labels, ascending. `trials` holds, for every
+    trial of the protocol, the positions in `gallery` that form that trial's gallery.
     """
 
     name: str

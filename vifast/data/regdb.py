@@ -3,8 +3,7 @@
     root/{Visible,Thermal}/{identity}/*.bmp
     root/idx/{train,test}_{visible,thermal}_{1..10}.txt      lines `relative/path label`
 
-The identity is the name of the image's folder; the label column is read but not used, as in the published
-loaders.
+The identity is the name of the image's folder; the label column is read but not used, as in the published loaders.
 """
 
 import os

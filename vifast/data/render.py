@@ -1,8 +1,8 @@
 """A small NumPy rasteriser: parts to fragments, fragments to a visible or a near-infrared picture.
 
-Geometry is rasterised once, at `SUPERSAMPLE` times the size of the picture, into fragments: which material a
-sample shows, how far it turns from the camera and where it lies on the cloth. The two sensors shade the same
-fragments with different reflectances and lights; neither sees the other's picture.
+Geometry is rasterised once, at `SUPERSAMPLE` times the size of the picture, into fragments: which material a sample
+shows, how far it turns from the camera and where it lies on the cloth. The two sensors shade the same fragments with
+different reflectances and lights; neither sees the other's picture.
 """
 
 from dataclasses import dataclass
@@ -84,8 +84,8 @@ def shade(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Radiance `[h, w, C]` and coverage `[h, w, 1]` at picture size, the radiance multiplied by the coverage.
 
-    `channel` names the reflectance (`"rgb"` or `"nir"`); `light` is the share of light that comes from all
-    sides and the lateral direction (-1..1) of the rest.
+    `channel` names the reflectance (`"rgb"` or `"nir"`); `light` is the share of light that comes from all sides and
+    the lateral direction (-1..1) of the rest.
     """
     reflectance = {m: getattr(cloth, channel).reshape(2, -1).astype(np.float32) for m, cloth in materials.items()}
     table = np.zeros((NUM_MATERIALS, reflectance[SKIN].shape[1]), np.float32)

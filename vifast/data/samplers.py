@@ -8,18 +8,16 @@ from torch.utils.data import Sampler
 
 
 class CrossModalSampler(Sampler[list[int]]):
-    """PxK batches over both modalities: `num_ids` identities, `num_instances` visible and as many infrared
-    images each.
+    """PxK batches over both modalities: of `num_ids` identities `num_instances` visible and as many infrared images.
 
-    A batch is identity-major and alternates infrared, visible, infrared, visible ... (the order IDKL's
-    position-based terms rely on), hence holds `2 * num_ids * num_instances` indices, and `batch[0::2]` and
-    `batch[1::2]` list the same identities in the same order. Within an epoch every identity is visited
-    equally often up to one round, and an identity's images are all used once before one is used again. An
-    identity with fewer than `num_instances` images in a modality repeats them within a batch.
+    A batch is identity-major and alternates infrared, visible, infrared, visible ... (the order IDKL's position-based
+    terms rely on), hence holds `2 * num_ids * num_instances` indices, and `batch[0::2]` and `batch[1::2]` list the
+    same identities in the same order. Within an epoch every identity is visited equally often up to one round, and an
+    identity's images are all used once before one is used again. An identity with fewer than `num_instances` images in
+    a modality repeats them within a batch.
 
-    The batches of an epoch are a pure function of `(seed, epoch)`; pass the sampler as `batch_sampler` and
-    call `set_epoch` before each epoch. To resume inside an epoch, skip the batches already done: they cost no
-    decoding.
+    The batches of an epoch are a pure function of `(seed, epoch)`; pass the sampler as `batch_sampler` and call
+    `set_epoch` before each epoch. To resume inside an epoch, skip the batches already done: they cost no decoding.
 
     Args:
         labels: identity of every training image `[N]`.
@@ -30,8 +28,8 @@ class CrossModalSampler(Sampler[list[int]]):
         seed: non-negative integer.
 
     Raises:
-        ValueError: shapes differ, an argument is out of range, fewer than `num_ids` identities, or an
-            identity is missing in one modality (it is named).
+        ValueError: shapes differ, an argument is out of range, fewer than `num_ids` identities, or an identity is
+            missing in one modality (it is named).
 
     Example:
         >>> sampler = CrossModalSampler([0, 0, 1, 1], [0, 1, 0, 1], num_ids=2, num_instances=1)
@@ -81,6 +79,7 @@ class CrossModalSampler(Sampler[list[int]]):
             num_batches,
             seed,
         )
+        self.batch_size, self.drop_last = 2 * num_ids * num_instances, True  # what a sharding wrapper wants to know
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

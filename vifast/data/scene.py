@@ -15,8 +15,8 @@ INFRARED_GAIN = 1.15
 class Camera:
     """One camera: what it looks at and how it records it.
 
-    `background [H, W, C]` is linear radiance on a margin wider than a picture, so that each picture shows
-    another crop; C is 3 for a visible camera and 1 for an infrared one.
+    `background [H, W, C]` is linear radiance on a margin wider than a picture, so that each picture shows another
+    crop; C is 3 for a visible camera and 1 for an infrared one.
     """
 
     infrared: bool

@@ -1,8 +1,7 @@
-"""Synthetic VI-ReID datasets: procedural people photographed by day and by infrared lamp, in published
-layouts.
+"""Synthetic VI-ReID datasets: procedural people photographed by day and by infrared lamp, in published layouts.
 
-The real readers read them; the demo and the tests run on them. Everything is drawn from one seed: the same
-arguments write the same bytes (for one version of NumPy and Pillow).
+The real readers read them; the demo and the tests run on them. Everything is drawn from one seed: the same arguments
+write the same bytes (for one version of NumPy and Pillow). RegDB's thermal camera is a near-infrared one here too.
 """
 
 import os
@@ -40,8 +39,9 @@ def write(
     Args:
         layout: `"sysu"` or `"regdb"`.
         out: folder to create. Written beside its final place first and renamed when complete.
-        num_ids: identities. SYSU-MM01: five eighths train, one eighth val, a quarter test. RegDB: halves, ten
-            times.
+        num_ids: identities, at least 8.
+        num_test: how many of them are for testing; by default a quarter (SYSU-MM01) or half (RegDB, drawn ten times).
+            Of the rest SYSU-MM01 lists a sixth as val.
         seed: any non-negative integer.
         size: height and width of the pictures, even numbers, at least 32 and 16.
         images_per_camera: pictures of an identity by a camera, 1..255; default 4 (SYSU-MM01), 10 (RegDB).

@@ -4,8 +4,8 @@
     root/exp/{train,val,test}_id.txt      first line, comma-separated identities
     root/exp/rand_perm_cam.mat            the ten published gallery draws
 
-Training uses train and val identities together. Queries are the infrared images of the test identities; the
-gallery of a trial is drawn from their visible images.
+Training uses train and val identities together. Queries are the infrared images of the test identities; the gallery of
+a trial is drawn from their visible images.
 """
 
 import os
@@ -30,8 +30,8 @@ def load(root: str | os.PathLike, *, mode: str = "all", shots: int = 1, draw: st
         root: folder that holds `cam1` .. `cam6` and `exp`.
         mode: gallery cameras, `"all"` or `"indoor"`.
         shots: gallery images per identity and camera, 1 or 10.
-        draw: `"published"` takes the draws of `rand_perm_cam.mat`; `"agw"` draws one image per identity and
-            camera with Python's generator seeded by the trial, as AGW does.
+        draw: `"published"` takes the draws of `rand_perm_cam.mat`; `"agw"` draws one image per identity and camera
+            with Python's generator seeded by the trial, as AGW does.
 
     Returns:
         Dataset with ten trials; `gallery` holds the visible test images of all four cameras in either mode.

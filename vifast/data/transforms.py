@@ -12,8 +12,7 @@ PAD_GREY = 127
 
 
 def normalize(image: np.ndarray) -> Tensor:
-    """uint8 `[H, W, 3]` to float32 `[3, H, W]`: to 0..1, then by the ImageNet mean and deviation of each
-    channel.
+    """uint8 `[H, W, 3]` to float32 `[3, H, W]`: to 0..1, then by the ImageNet mean and deviation of each channel.
 
     Example:
         >>> normalize(np.zeros((4, 2, 3), np.uint8)).shape
@@ -25,16 +24,13 @@ def normalize(image: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class Augment:
-    """Flip, pad with grey, random crop, channel exchange, normalise, random erasing: the published training
-    transform.
+    """Flip, pad with grey, random crop, channel exchange, normalise, random erasing: the published training transform.
 
     Args:
         flip: probability of a horizontal flip.
         pad: border in pixels from which the crop of the original size is taken.
-        exchange: probability that a visible image shows one of its channels (or their luminance) in all
-            three.
-        erase: probability that a rectangle of 2..33 % of the area, aspect 0.3..3.3, is set to 0 after
-            normalisation.
+        exchange: probability that a visible image shows one of its channels (or their luminance) in all three.
+        erase: probability that a rectangle of 2..33 % of the area, aspect 0.3..3.3, is set to 0 after normalisation.
 
     Raises:
         ValueError: a probability outside 0..1 or a negative pad.
