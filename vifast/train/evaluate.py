@@ -103,10 +103,10 @@ def score(query: Tensor, gallery: Tensor, dataset: Dataset) -> Scores:
             retrieval.evaluate(
                 query,
                 gallery[torch.from_numpy(rows)],
-                torch.from_numpy(dataset.query.labels),
-                torch.from_numpy(samples.labels),
-                torch.from_numpy(dataset.query.cams),
-                torch.from_numpy(samples.cams),
+                dataset.query.labels,
+                samples.labels,
+                dataset.query.cams,
+                samples.cams,
                 metric="cosine",
                 **PROTOCOLS[dataset.name],
             )
