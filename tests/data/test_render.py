@@ -77,9 +77,9 @@ def test_the_sensors_see_their_own_reflectance_only():
 
 
 def test_infrared_brightness_is_independent_of_visible_brightness():
-    cloths = [cloth for person in people(200) for m, cloth in person.materials.items() if m in (UPPER, LOWER)]
+    cloths = [cloth for person in people(80) for m, cloth in person.materials.items() if m in (UPPER, LOWER)]
     visible = [cloth.rgb[0].mean() for cloth in cloths]
-    assert abs(np.corrcoef(visible, [cloth.nir[0] for cloth in cloths])[0, 1]) < 0.15
+    assert abs(np.corrcoef(visible, [cloth.nir[0] for cloth in cloths])[0, 1]) < 0.25
 
 
 def test_the_silhouette_is_the_same_for_both_sensors():
