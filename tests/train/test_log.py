@@ -28,3 +28,12 @@ def test_resumption_drops_what_will_be_trained_again(tmp_path):
 
 def test_no_run_has_no_metrics(tmp_path):
     assert read_metrics(tmp_path) == []
+
+
+def test_without_a_folder_nothing_is_recorded_or_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with RunLog(None, total=1) as log:
+        log.train(1, {"loss": 1.0}, images=1, epoch=0)
+        log.evaluation(1, {"rank1": 1.0}, epoch=1)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")

@@ -36,15 +36,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 class RunLog:
-    """Context manager that records scalars by step and shows progress.
+    """Context manager that records scalars by step in the folder ``out`` and shows progress.
 
-    On resumption at ``step`` the records of later steps, which will be trained again, are dropped first.
+    On resumption at ``step`` the records of later steps, which will be trained again, are dropped first. With
+    ``out`` None nothing is recorded or shown: one process of several speaks for all.
     """
 
-    def __init__(self, out: Path, *, total: int, step: int = 0, quiet: bool = False):
+    def __init__(self, out: Path | None, *, total: int, step: int = 0, quiet: bool = False):
         self.out, self.total, self.step, self.quiet = out, total, step, quiet
 
     def __enter__(self) -> RunLog:
+        if self.out is None:
+            return self
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from torch.utils.tensorboard import SummaryWriter
 
@@ -66,12 +69,16 @@ class RunLog:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self.out is None:
+            return
         self._progress.stop()
         self._board.close()
         self._lines.close()
 
     def train(self, step: int, scalars: Mapping[str, float], *, images: int, epoch: int) -> None:
         """Records one optimiser step of ``images`` images."""
+        if self.out is None:
+            return
         now = time.perf_counter()
         speed, self._clock = images / max(now - self._clock, 1e-9), now
         self._write(step, "train", {**scalars, "images_per_second": speed}, epoch)
@@ -80,6 +87,8 @@ class RunLog:
 
     def evaluation(self, step: int, scalars: Mapping[str, float], *, epoch: int) -> None:
         """Records an evaluation, and shows it above the bar."""
+        if self.out is None:
+            return
         self._write(step, "eval", scalars, epoch)
         text = "  ".join(f"{name} {100 * value:.1f} %" for name, value in scalars.items())
         self._progress.console.print(f"epoch {epoch}: {text}", highlight=False)

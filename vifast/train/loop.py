@@ -84,8 +84,8 @@ class Trainer:
                 "versions": versions(),
             }
             write_text(self.out / "run.json", json.dumps(run, indent=2) + "\n")
-        quiet = self.quiet or not self.accelerator.is_main_process
-        with RunLog(self.out, total=config.epochs * steps, step=self.epoch * steps, quiet=quiet) as log:
+        out = self.out if self.accelerator.is_main_process else None
+        with RunLog(out, total=config.epochs * steps, step=self.epoch * steps, quiet=self.quiet) as log:
             for epoch in range(self.epoch, config.epochs):
                 self._train_epoch(epoch, log)
                 self.epoch = epoch + 1
