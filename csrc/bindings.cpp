@@ -20,4 +20,5 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_batch_hard(m);
   vifast::bind_weighted_triplet(m);
   vifast::bind_ranking(m);
+  vifast::bind_topk(m);
 }

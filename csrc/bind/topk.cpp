@@ -52,39 +52,36 @@ constexpr RowType kRowType<Half> = RowType::float16;
 template <>
 constexpr RowType kRowType<BFloat> = RowType::bfloat16;
 
-void columns(py::object rows, const std::string& metric, py::object norm, py::object base, py::object scale, int threads) {
-  TensorView r(rows, "rows"), n(norm, "norm"), b(base, "base"), s(scale, "scale");
+void norms(py::object rows, py::object norm, int threads) {
+  TensorView r(rows, "rows"), n(norm, "norm");
   const float* pr = r.data<float>({-1, -1});
   const int64_t count = r.size(0), d = r.size(1);
   double* pn = n.data<double>({count});
-  float *pb = b.data<float>({count}), *ps = s.data<float>({count});
-  const Metric m = metric_of(metric);
   py::gil_scoped_release release;
   parallel_for(count, std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, d)), threads,
-               [&](int64_t r0, int64_t r1) { VIFAST_DISPATCH(topk_columns, pr, d, m, r0, r1, pn, pb, ps); });
+               [&](int64_t r0, int64_t r1) { VIFAST_DISPATCH(topk_norms, pr, d, r0, r1, pn); });
 }
 
 // R: type of the gallery's rows, Q: of the queries.
 template <class R, class Q>
 void fold(py::object tile, int64_t first, const std::string& metric, py::object query, py::object query_norm, py::object gallery,
-          py::object norm, py::object base, py::object scale, py::object exclude, int64_t k, py::object slots, py::object count,
+          py::object norm, py::object exclude, int64_t k, py::object slots, py::object count,
           py::object worst, int threads) {
-  TensorView t(tile, "tile"), q(query, "query"), qn(query_norm, "query_norm"), g(gallery, "gallery"), nv(norm, "norm"), b(base, "base"),
-      s(scale, "scale");
+  TensorView t(tile, "tile"), q(query, "query"), qn(query_norm, "query_norm"), g(gallery, "gallery"), nv(norm, "norm");
   const float* pt = t.data<float>({-1, -1});
   const int64_t n = t.size(0), cols = t.size(1);
   const Q* pq = q.data<Q>({n, -1});
   const Rows rows{g.data<R>({-1, q.size(1)}), kRowType<R>, q.size(1)};
+  const Metric m = metric_of(metric);
   if (first < 0 || first + cols > g.size(0)) throw py::value_error("tile: reaches beyond the gallery");
   const uint8_t* pe =
       exclude.is_none() ? nullptr : reinterpret_cast<const uint8_t*>(TensorView(exclude, "exclude").data<bool>({n, cols}));
-  const TopkTile part{first, cols, b.data<float>({cols}), s.data<float>({cols}), nv.data<double>({cols}), pe};
+  const TopkColumns columns(m, nv.data<double>({cols}), first, cols, pe);
   const double* pqn = qn.data<double>({n});
   const TopkState state = state_of(slots, count, worst, n, k);
-  const Metric m = metric_of(metric);
   py::gil_scoped_release release;
   parallel_for(n, std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, cols)), threads,
-               [&](int64_t q0, int64_t q1) { topk_fold(pt, part, m, pq, pqn, rows, q0, q1, state); });
+               [&](int64_t q0, int64_t q1) { topk_fold(pt, columns, m, pq, pqn, rows, q0, q1, state); });
 }
 
 template <class R, class Q>
@@ -105,7 +102,7 @@ void finish(const std::string& metric, bool root, py::object query, py::object g
 template <class R, class Q>
 void define(py::module_& m, const std::string& type) {
   m.def(("topk_fold_" + type).c_str(), &fold<R, Q>, py::arg("tile"), py::arg("first"), py::arg("metric"), py::arg("query"),
-        py::arg("query_norm"), py::arg("gallery"), py::arg("norm"), py::arg("base"), py::arg("scale"), py::arg("exclude"), py::arg("k"),
+        py::arg("query_norm"), py::arg("gallery"), py::arg("norm"), py::arg("exclude"), py::arg("k"),
         py::arg("slots"), py::arg("count"), py::arg("worst"), py::arg("threads"), "Folds a tile of products into the candidates.");
   m.def(("topk_finish_" + type).c_str(), &finish<R, Q>, py::arg("metric"), py::arg("root"), py::arg("query"), py::arg("gallery"),
         py::arg("k"), py::arg("slots"), py::arg("count"), py::arg("worst"), py::arg("dist"), py::arg("index"), py::arg("threads"),
@@ -116,8 +113,7 @@ void define(py::module_& m, const std::string& type) {
 
 void bind_topk(py::module_& m) {
   m.attr("TOPK_WORDS") = kWords;
-  m.def("topk_columns", &columns, py::arg("rows"), py::arg("metric"), py::arg("norm"), py::arg("base"), py::arg("scale"),
-        py::arg("threads"), "Norms of gallery rows, and how a product becomes a key.");
+  m.def("row_norms", &norms, py::arg("rows"), py::arg("norm"), py::arg("threads"), "Norms of float32 rows, accumulated in float64.");
   define<float, float>(m, "float32");
   define<double, double>(m, "float64");
   define<Half, float>(m, "float16");

@@ -2,5 +2,6 @@
 
 from vifast.retrieval.metrics import evaluate, evaluate_distance
 from vifast.retrieval.ranking import RankMetrics
+from vifast.retrieval.search import search
 
-__all__ = ["RankMetrics", "evaluate", "evaluate_distance"]
+__all__ = ["RankMetrics", "evaluate", "evaluate_distance", "search"]

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vifast import _checks
 
+METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
+
 
 def as_tensor(name: str, value) -> Tensor:
     """A tensor as it is (detached), a NumPy array as a tensor over the same memory."""
@@ -38,10 +40,23 @@ def features(query, gallery) -> tuple[Tensor, Tensor]:
     return query, gallery
 
 
+def check_finite(name: str, value: Tensor) -> None:
+    """ValueError naming the first row with a NaN, an infinity, or a number whose square float64 cannot sum."""
+    bad = ~(value.abs().amax(1).double() <= 1e150)
+    if bool(bad.any()):
+        raise ValueError(f"{name}: row {int(bad.nonzero()[0])} is not finite")
+
+
 def codes_of(name: str, value, like_name: str, count: int) -> Tensor:
     """Identities or cameras: one integer per row of ``like_name``, as int64 on the CPU (wherever they came from)."""
     value = as_tensor(name, value).cpu()
     return _checks.labels(name, value, like_name, torch.empty(count, 0))
+
+
+def encoded(values: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 values as int32 codes from 0, equal within and across both where the values are."""
+    codes = torch.unique(torch.cat([values, other]), return_inverse=True)[1].to(torch.int32)
+    return codes[: len(values)], codes[len(values) :]
 
 
 def positive(name: str, value) -> int:

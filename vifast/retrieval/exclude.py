@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
-from vifast.kernels._cpu import encoded
-from vifast.retrieval._arguments import codes_of
+from vifast.retrieval._arguments import codes_of, encoded
 
 MODES = ("none", "same_camera", "same_id_camera", "sysu")
 SYSU_QUERY_CAMERA, SYSU_DROPPED_CAMERA = 3, 2  # the infrared and the visible camera of one room

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
-from vifast.kernels._cpu import centered, product
-from vifast.retrieval._arguments import as_tensor, features
+from vifast.kernels import _C
+from vifast.kernels._cpu import product
+from vifast.retrieval._arguments import METRICS, as_tensor, check_finite, features
 from vifast.retrieval.ranking import RankFold, RankMetrics
 
-METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
 WORKSPACE = 64 * 2**20  # bytes of the matrix that exist at a time
 
 
@@ -133,10 +133,8 @@ def evaluate(
     _checks.one_of("metric", metric, METRICS)
     query, gallery = features(query, gallery)
     state = RankFold(len(query), len(gallery), query_ids, gallery_ids, query_cams, gallery_cams, exclude, cmc, topk)
-    for name, value in (("query", query), ("gallery", gallery)):
-        finite = value.isfinite().all(1)
-        if not bool(finite.all()):
-            raise ValueError(f"{name}: row {int((~finite).nonzero()[0])} is not finite")
+    check_finite("query", query)
+    check_finite("gallery", gallery)
     keyed, other, bias = _linear_keys(query, gallery, metric)
     step = _block_rows(len(other), other.dtype)
     workspace = other.new_empty(min(step, len(keyed)), len(other))
@@ -153,18 +151,23 @@ def _linear_keys(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, T
         return -_unit_rows(query), _unit_rows(gallery), None
     if metric == "dot":
         return -query, gallery, None
-    if query.dtype == torch.float32 and query.device.type == "cpu":
-        query, gallery, _, sq = centered(query.contiguous(), gallery.contiguous())
-    else:
-        mean = (query.sum(0) + gallery.sum(0)) / (len(query) + len(gallery))
-        query, gallery = query - mean, gallery - mean
-        sq = gallery.square().sum(1)
-    return query.mul_(-2), gallery, sq
+    origin = (query.sum(0) + gallery.sum(0)) / (len(query) + len(gallery))
+    gallery = gallery - origin
+    return (query - origin).mul_(-2), gallery, _norms(gallery).square().to(gallery.dtype)
+
+
+def _norms(x: Tensor) -> Tensor:
+    """float64 norms, each summed in one order whatever the number of threads."""
+    if x.dtype == torch.float64 or x.device.type != "cpu":
+        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    norm = torch.empty(len(x), dtype=torch.float64)
+    _C.row_norms(x.contiguous(), norm, torch.get_num_threads())
+    return norm
 
 
 def _unit_rows(x: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
-    return x * torch.where(norm > 0, 1 / norm, 0.0).to(x.dtype)
+    norm = _norms(x)
+    return x * torch.where(norm > 0, 1 / norm, 0.0).to(x.dtype)[:, None]
 
 
 def _block_rows(num_gallery: int, dtype: torch.dtype) -> int:

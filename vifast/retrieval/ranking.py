@@ -7,8 +7,7 @@ from torch import Tensor
 
 from vifast import _checks
 from vifast.kernels import _C
-from vifast.kernels._cpu import encoded
-from vifast.retrieval._arguments import codes_of, positive
+from vifast.retrieval._arguments import codes_of, encoded, positive
 from vifast.retrieval.exclude import Exclusion
 
 CMC = ("plain", "identity")

@@ -1,0 +1,104 @@
+#include "../topk.h"
+
+#include <cmath>
+
+#include "distance-inl.h"
+
+namespace vifast::VIFAST_ISA {
+
+namespace {
+
+constexpr int64_t kStep = 64;  // columns tested at once
+
+template <class T>
+double exact_dot(const T* a, const T* b, int64_t d) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t k = 0; k < d; ++k) sum += static_cast<double>(a[k]) * static_cast<double>(b[k]);
+  return sum;
+}
+
+double exact_sqdist(const float* a, const float* b, int64_t d) { return direct_sqdist(a, b, d); }
+
+double exact_sqdist(const double* a, const double* b, int64_t d) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t k = 0; k < d; ++k) sum += (a[k] - b[k]) * (a[k] - b[k]);
+  return sum;
+}
+
+template <class T>
+double exact_key(Metric metric, const T* query, double query_sq, const T* row, int64_t d) {
+  if (metric == Metric::sqeuclidean) return exact_sqdist(query, row, d);
+  const double dot = exact_dot(query, row, d);
+  if (metric == Metric::dot) return -dot;
+  // One root of the product, so that a row's cosine with its own copy is exactly 1.
+  const double norms = std::sqrt(query_sq * exact_dot(row, row, d));
+  const double cosine = norms > 0 ? dot / norms : 0.0;
+  return 1 - (cosine > 1 ? 1 : cosine < -1 ? -1 : cosine);
+}
+
+float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// Finite half-precision numbers, by shifts: vectorised without the conversion instructions of newer processors.
+const float* widen(const uint16_t* row, RowType type, int64_t d, float* out) {
+  if (type == RowType::bfloat16) {
+#pragma omp simd
+    for (int64_t k = 0; k < d; ++k) out[k] = as_float(static_cast<uint32_t>(row[k]) << 16);
+  } else {
+#pragma omp simd
+    for (int64_t k = 0; k < d; ++k) {
+      const uint32_t h = row[k];
+      const float size = as_float((h & 0x7fffu) << 13) * 0x1p112f;  // exponent bias 15 to 127, also of subnormals
+      out[k] = h & 0x8000u ? -size : size;
+    }
+  }
+  return out;
+}
+
+template <class T, class RowAt>
+void score(Metric metric, const T* query, int64_t d, Candidate* candidate, int64_t n, RowAt row_at) {
+  const double query_sq = metric == Metric::cosine ? exact_dot(query, query, d) : 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (candidate[i].lower == candidate[i].upper) continue;
+    candidate[i].lower = candidate[i].upper = exact_key(metric, query, query_sq, row_at(candidate[i].index), d);
+  }
+}
+
+}  // namespace
+
+void topk_norms(const float* rows, int64_t d, int64_t r0, int64_t r1, double* norm) {
+  for (int64_t r = r0; r < r1; ++r) norm[r] = std::sqrt(exact_dot(rows + r * d, rows + r * d, d));
+}
+
+void topk_next(const float* row, const float* base, const float* scale, int64_t start, int64_t cols, float limit, int64_t* block) {
+  for (; start < cols; start += kStep) {
+    const int64_t stop = start + kStep < cols ? start + kStep : cols;
+    int32_t any = 0;
+#pragma omp simd reduction(| : any)
+    for (int64_t c = start; c < stop; ++c) any |= !(base[c] - scale[c] * row[c] > limit);
+    if (any) break;
+  }
+  *block = start;
+}
+
+void topk_score(Metric metric, const void* query, Rows gallery, Candidate* candidate, int64_t n, float* scratch) {
+  const int64_t d = gallery.d;
+  if (gallery.type == RowType::float64) {
+    const double* rows = static_cast<const double*>(gallery.data);
+    score(metric, static_cast<const double*>(query), d, candidate, n, [=](int64_t j) { return rows + j * d; });
+  } else if (gallery.type == RowType::float32) {
+    const float* rows = static_cast<const float*>(gallery.data);
+    score(metric, static_cast<const float*>(query), d, candidate, n, [=](int64_t j) { return rows + j * d; });
+  } else {
+    const uint16_t* rows = static_cast<const uint16_t*>(gallery.data);
+    score(metric, static_cast<const float*>(query), d, candidate, n,
+          [=](int64_t j) { return widen(rows + j * d, gallery.type, d, scratch); });
+  }
+}
+
+}  // namespace vifast::VIFAST_ISA

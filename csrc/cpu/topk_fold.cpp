@@ -1,0 +1,145 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "../batch_hard.h"
+#include "../topk.h"
+
+namespace vifast {
+
+namespace {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr int64_t kStep = 64;  // columns that topk_next looks at together
+
+// Bound of |computed - true| for one key: the product's gamma_d with the rounding of norms, centring and conversion to
+// float32 (hard_slack), and what subnormal products lose, flushed to zero or not. Rises with either norm, except that a small
+// gallery row is the worse one for the cosine.
+struct KeyError {
+  double slack, tiny;
+  Metric metric;
+  KeyError(Metric metric, int64_t d) : slack(hard_slack(d)), tiny(4 * std::ldexp(static_cast<double>(d), -126)), metric(metric) {}
+  double operator()(double query_norm, double norm) const {
+    if (metric == Metric::cosine) return slack + tiny * (1 + 1 / norm);
+    const double scale = metric == Metric::dot ? query_norm * norm : query_norm * query_norm + norm * norm;
+    return slack * scale + tiny * (1 + query_norm + norm);
+  }
+};
+
+bool nearer(const Candidate& a, const Candidate& b) { return a.lower != b.lower ? a.lower < b.lower : a.index < b.index; }
+
+class Query {  // one query's part of the state
+ public:
+  Query(Metric metric, const void* query, Rows gallery, int64_t q, TopkState s, float* scratch)
+      : metric_(metric), query_(query), gallery_(gallery), scratch_(scratch), begin_(s.candidate + q * s.room), k_(s.k), room_(s.room),
+        count_(s.count[q]), worst_(s.worst[q]) {}
+
+  double worst() const { return worst_; }
+
+  void push(Candidate c) {
+    begin_[count_++] = c;
+    if (count_ < room_) return;
+    drop();
+    if (count_ > (k_ + room_) / 2) settle();  // near ties: knowing better is cheaper than coming back for every row
+  }
+
+  // Keeps what can still be among the best k by the bounds.
+  void drop() {
+    if (count_ <= k_) return;
+    std::nth_element(begin_, begin_ + k_ - 1, begin_ + count_, [](const Candidate& a, const Candidate& b) { return a.upper < b.upper; });
+    worst_ = std::min(worst_, begin_[k_ - 1].upper);
+    count_ = std::partition(begin_, begin_ + count_, [&](const Candidate& c) { return c.lower <= worst_; }) - begin_;
+  }
+
+  // The best k of the candidates, exact and in order.
+  void settle() {
+    VIFAST_DISPATCH(topk_score, metric_, query_, gallery_, begin_, count_, scratch_);
+    std::sort(begin_, begin_ + count_, nearer);
+    count_ = std::min(count_, k_);
+    if (count_ == k_) worst_ = std::min(worst_, begin_[k_ - 1].upper);
+  }
+
+ private:
+  const Metric metric_;
+  const void* query_;
+  const Rows gallery_;
+  float* scratch_;
+  Candidate* begin_;
+  const int64_t k_, room_;
+  int64_t& count_;
+  double& worst_;
+};
+
+const void* row_of(const void* query, Rows gallery, int64_t q) {
+  const int64_t width = gallery.type == RowType::float64 ? 8 : 4;
+  return static_cast<const char*>(query) + q * gallery.d * width;
+}
+
+}  // namespace
+
+TopkColumns::TopkColumns(Metric metric, const double* norm, int64_t first, int64_t count, const uint8_t* exclude)
+    : first(first), count(count), norm(norm), exclude(exclude), base(count), scale(count), least(kInf), most(0) {
+  for (int64_t c = 0; c < count; ++c) {
+    const double n = norm[c];
+    if (!(n <= kMostNorm) || (metric == Metric::cosine && n < kLeastNorm)) {
+      base[c] = -std::numeric_limits<float>::infinity();
+      continue;
+    }
+    base[c] = metric == Metric::sqeuclidean ? static_cast<float>(n * n) : 0.0f;
+    scale[c] = metric == Metric::cosine ? static_cast<float>(1 / n) : metric == Metric::dot ? 1.0f : 2.0f;
+    least = std::min(least, n);
+    most = std::max(most, n);
+  }
+}
+
+void topk_fold(const float* tile, const TopkColumns& t, Metric metric, const void* query, const double* query_norm, Rows gallery,
+               int64_t q0, int64_t q1, TopkState state) {
+  const KeyError error(metric, gallery.d);
+  std::vector<float> scratch(gallery.d);
+  for (int64_t q = q0; q < q1; ++q) {
+    const float* row = tile + q * t.count;
+    const uint8_t* exclude = t.exclude ? t.exclude + q * t.count : nullptr;
+    Query own(metric, row_of(query, gallery, q), gallery, q, state, scratch.data());
+    const double norm = query_norm[q], offset = metric == Metric::sqeuclidean ? norm * norm : metric == Metric::cosine ? 1 : 0;
+    const bool bounded = norm <= kMostNorm;
+    const double width = std::max(error(norm, t.least), error(norm, t.most));
+    auto limit = [&] {  // rounded up
+      return bounded ? std::nextafter(static_cast<float>(own.worst() - offset + width), INFINITY) : INFINITY;
+    };
+    for (int64_t block = 0;; block += kStep) {
+      VIFAST_DISPATCH(topk_next, row, t.base.data(), t.scale.data(), block, t.count, limit(), &block);
+      if (block >= t.count) break;
+      for (int64_t c = block; c < std::min(block + kStep, t.count); ++c) {
+        if (exclude && exclude[c]) continue;
+        const double key = offset + (t.base[c] - t.scale[c] * row[c]);
+        const double e = error(norm, t.norm[c]);
+        const bool known = bounded && std::isfinite(key);
+        const Candidate candidate{known ? key - e : -kInf, known ? key + e : kInf, t.first + c};
+        if (candidate.lower <= own.worst()) own.push(candidate);
+      }
+    }
+  }
+}
+
+template <class T>
+void topk_finish(Metric metric, bool root, const void* query, Rows gallery, int64_t q0, int64_t q1, TopkState s, T* dist, int64_t* index) {
+  std::vector<float> scratch(gallery.d);
+  for (int64_t q = q0; q < q1; ++q) {
+    Query own(metric, row_of(query, gallery, q), gallery, q, s, scratch.data());
+    own.drop();
+    own.settle();
+    for (int64_t i = 0; i < s.k; ++i) {
+      const bool found = i < s.count[q];
+      const Candidate c = found ? s.candidate[q * s.room + i] : Candidate{kInf, kInf, -1};
+      const double value = metric == Metric::dot ? -c.lower : root ? std::sqrt(c.lower) : c.lower;
+      dist[q * s.k + i] = static_cast<T>(value);
+      index[q * s.k + i] = c.index;
+    }
+  }
+}
+
+template void topk_finish(Metric, bool, const void*, Rows, int64_t, int64_t, TopkState, float*, int64_t*);
+template void topk_finish(Metric, bool, const void*, Rows, int64_t, int64_t, TopkState, double*, int64_t*);
+
+}  // namespace vifast

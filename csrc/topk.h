@@ -1,0 +1,70 @@
+// Exact search behind a tiled float32 product. The product gives every key up to a proven error; a query keeps the rows
+// whose key may still be among its k smallest (k and a few), and those are scored again in float64 from the rows as given.
+// The answer is therefore a function of the features alone: no tile size, thread count or BLAS can change it, and equal rows
+// tie exactly, to the lower index. Where so many rows are nearly equal that the candidates do not fit, they are scored at
+// once and cut to the best k, so memory stays bounded and nothing is ever given up.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "isa.h"
+
+namespace vifast {
+
+enum class Metric : int { cosine, dot, sqeuclidean };  // the key is 1 - cos, -a.b or ||a - b||^2: smaller is nearer
+enum class RowType : int { float32, float64, float16, bfloat16 };
+
+// Norms between which products and their sums stay normal float32 numbers.
+constexpr double kLeastNorm = 1e-30, kMostNorm = 1e18;
+
+struct Rows {  // [n, d], contiguous
+  const void* data;
+  RowType type;
+  int64_t d;
+};
+
+struct Candidate {
+  double lower, upper;  // bounds of the key; equal once it is exact
+  int64_t index;        // row of the gallery
+};
+
+struct TopkState {  // of n queries
+  int64_t k, room;       // wanted, and held at most; room > k
+  Candidate* candidate;  // [n, room]
+  int64_t* count;        // [n]
+  double* worst;         // [n] the k-th smallest key is at most this
+};
+
+// The gallery rows of a tile: the key of column c is offset_q + base[c] - scale[c] * product, up to a proven error. A column
+// whose products could overflow or vanish has base -inf: it is always a candidate, without bounds.
+struct TopkColumns {
+  int64_t first, count;
+  const double* norm;         // [count] of the rows that were multiplied
+  const uint8_t* exclude;     // [n, count], nonzero: not wanted; may be null
+  std::vector<float> base, scale;
+  double least, most;         // norms of the columns that have bounds
+  TopkColumns(Metric metric, const double* norm, int64_t first, int64_t count, const uint8_t* exclude);
+};
+
+// Norms of float32 rows [r0, r1), accumulated in float64.
+VIFAST_DECLARE(topk_norms, (const float* rows, int64_t d, int64_t r0, int64_t r1, double* norm))
+
+// *block = first multiple of 64 from `start` whose 64 columns hold a key that is not above `limit`, or at least `cols`.
+VIFAST_DECLARE(topk_next,
+               (const float* row, const float* base, const float* scale, int64_t start, int64_t cols, float limit, int64_t* block))
+
+// Makes the keys of candidates exact. query: float32 for half types, else as the gallery; scratch [d].
+VIFAST_DECLARE(topk_score, (Metric metric, const void* query, Rows gallery, Candidate* candidate, int64_t n, float* scratch))
+
+// Folds rows [q0, q1) of a tile of products. query_norm: of the rows that were multiplied. offset_q is 1 for cosine, 0 for dot,
+// query_norm squared for sqeuclidean.
+void topk_fold(const float* tile, const TopkColumns& columns, Metric metric, const void* query, const double* query_norm, Rows gallery,
+               int64_t q0, int64_t q1, TopkState state);
+
+// The best k of queries [q0, q1) by rising key, ties by lower index; index -1 and the worst value where fewer were found.
+// Values are the keys, a.b instead of -a.b, the squared distance rooted if asked. T is float or double.
+template <class T>
+void topk_finish(Metric metric, bool root, const void* query, Rows gallery, int64_t q0, int64_t q1, TopkState state, T* dist,
+                 int64_t* index);
+
+}  // namespace vifast
