@@ -76,7 +76,7 @@ def sqdist_tile(
         self_pair = row[:, None] == col[None, :]
         close = close & (self_pair == 0)
         sq = tl.where(self_pair & (both - both == 0.0), 0.0, sq)
-    if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:
+    if tl.max(close.to(tl.int32)) > 0:
         direct = tl.zeros((row.shape[0], col.shape[0]), tl.float32)
         for k in range(0, n_cols):
             x_k = tl.load(x_ptr + row * n_cols + k, mask=row < n, other=0.0).to(tl.float32)
