@@ -19,7 +19,7 @@ from vifast.data.matfile import write_mat
 from vifast.data.people import Person, draw_person
 from vifast.data.scene import Camera, draw_camera, take_picture
 
-DEFAULT_DIFFICULTY = 0.2
+DEFAULT_DIFFICULTY = 0.1
 _PEOPLE, _CAMERAS, _PICTURES, _SPLITS = range(4)  # independent random streams of one seed
 
 
