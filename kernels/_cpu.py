@@ -47,27 +47,14 @@ def all_tiles(n: int, m: int):
 
 
 def float_rows(x: Tensor) -> Tensor:
-    return x.detach().to(torch.float32).contiguous()
+    if x.dtype == torch.float32 and x.is_contiguous():
+        return x  # the usual case, without three calls
+    return x.to(torch.float32).contiguous()
 
 
-def centered(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows less their common mean and the squared norms of the result; ``y`` may be ``x`` itself. Memory: a copy of both."""
-    x_c, sq_x = torch.empty_like(x), x.new_empty(len(x))
-    y_c, sq_y = (x_c, sq_x) if y is x else (torch.empty_like(y), y.new_empty(len(y)))
-    _C.center(x, y, x_c, y_c, sq_x, sq_y, torch.get_num_threads())
-    return x_c, y_c, sq_x, sq_y
-
-
-def row_norms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared norms of the rows; ``y`` may be ``x`` itself."""
-    sq_x = x.new_empty(len(x))
-    _C.row_norms(x, sq_x, torch.get_num_threads())
-    return sq_x, sq_x if y is x else row_norms(y, y)[0]
-
-
-def encoded(labels: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels of both sets as int32 codes with the same equalities; ``other`` may be ``labels`` itself."""
-    out = labels.new_empty(len(labels), dtype=torch.int32)
-    out_other = out if other is labels else other.new_empty(len(other), dtype=torch.int32)
-    _C.encode_labels(labels, other, out, out_other)
-    return out, out_other
+def centered(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows less the common mean of the finite entries; ``y`` may be ``x`` itself. Memory: a copy of both."""
+    x_c = torch.empty_like(x)
+    y_c = x_c if y is x else torch.empty_like(y)
+    _C.center(x, y, x_c, y_c, torch.get_num_threads())
+    return x_c, y_c

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from vifast.kernels import _C
-from vifast.kernels._cpu import all_tiles, centered, encoded, float_rows, row_norms, tile_pairs, tile_rows
+from vifast.kernels._cpu import all_tiles, centered, float_rows, tile_pairs, tile_rows
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
 from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile
@@ -188,19 +188,16 @@ def _cpu(feat, labels, reference, ref_labels, metric, margin, precision):
     y, y_labels = (x, x_labels) if reference is None else (float_rows(reference), ref_labels.contiguous())
     threads = torch.get_num_threads()
     n, m = len(x), len(y)
-    few = max(n, m) < CENTER_FROM
-    x_c, y_c, sq_x, sq_y = (x, y, *row_norms(x, y)) if few else centered(x, y)
-    codes, ref_codes = encoded(x_labels, y_labels)
-    pos, neg = codes.new_empty(2, n, _C.HARD_STATE_WORDS).unbind()
-    _C.hard_begin(pos, neg)
+    x_c, y_c = (x, y) if max(n, m) < CENTER_FROM else centered(x, y)
+    miner = _C.HardMiner(x_c, y_c, x_labels, y_labels, threads)
     step = tile_rows(max(n, m))
     buffer = x.new_empty(min(step, n) * min(step, m))
     for i, i_end, j, j_end in tile_pairs(n) if y is x else all_tiles(n, m):
         tile = buffer[: (i_end - i) * (j_end - j)].view(i_end - i, j_end - j)
         torch.mm(x_c[i:i_end], y_c[j:j_end].T, out=tile)
-        _C.hard_fold(tile, i, j, codes, ref_codes, sq_x, sq_y, x.size(1), y is x and i != j, pos, neg, threads)
+        miner.fold(tile, i, j, threads)
     out = _alloc(feat, labels, reference, ref_labels, metric, margin, precision)
-    _C.hard_finish(x, y, codes, ref_codes, sq_x, sq_y, metric, margin, pos, neg, *out, threads)
+    miner.finish(x, y, metric, margin, *out, threads)
     return out
 
 

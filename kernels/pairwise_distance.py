@@ -62,11 +62,11 @@ def _cpu(feat: Tensor, other: Tensor | None, floor: float, root: bool, precision
         return out
     x = float_rows(feat)
     y = x if other is None else float_rows(other)
-    x_c, y_c, sq_x, sq_y = centered(x, y)
+    x_c, y_c = centered(x, y)
     for i in range(0, len(x), STRIP):  # a strip of products is still in cache when its distances are made
         rows = slice(i, i + STRIP)
         product(x_c[rows], y_c, out[rows])
-        _C.products_to_distances(out[rows], x[rows], y, sq_x[rows], sq_y, floor, root, torch.get_num_threads())
+        _C.products_to_distances(out[rows], x[rows], y, x_c[rows], y_c, floor, root, torch.get_num_threads())
     return out
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from vifast.kernels import _C
-from vifast.kernels._cpu import centered, encoded, float_rows, product, tile_pairs, tile_rows
+from vifast.kernels._cpu import centered, float_rows, product, tile_pairs, tile_rows
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
 from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile
@@ -176,29 +176,25 @@ def _alloc(feat: Tensor, labels: Tensor, stable: bool, precision: str) -> tuple[
     return feat.new_empty(feat.size(0), dtype=acc), feat.new_empty(SAVED, feat.size(0), dtype=acc)
 
 
-def _distance_tiles(x: Tensor):
-    """(i, i_end, j, j_end, mean-free rows, distances) of the upper triangle of tiles; one buffer serves them all."""
-    n, threads = len(x), torch.get_num_threads()
-    x_c, _, sq, _ = centered(x, x)
-    buffer = x.new_empty(min(tile_rows(n), n) ** 2)
+def _product_tiles(x_c: Tensor):
+    """(i, i_end, j, j_end, products) of the upper triangle of tiles of ``x_c @ x_c.T``; one buffer serves them all."""
+    n = len(x_c)
+    buffer = x_c.new_empty(min(tile_rows(n), n) ** 2)
     for i, i_end, j, j_end in tile_pairs(n):
         tile = buffer[: (i_end - i) * (j_end - j)].view(i_end - i, j_end - j)
-        product(x_c[i:i_end], x_c[j:j_end], tile)
-        _C.products_to_distances(tile, x[i:i_end], x[j:j_end], sq[i:i_end], sq[j:j_end], FLOOR, True, threads)
-        yield i, i_end, j, j_end, x_c, tile
+        yield i, i_end, j, j_end, product(x_c[i:i_end], x_c[j:j_end], tile)
 
 
 @weighted_triplet.register_kernel("cpu")
-def _cpu(feat: Tensor, labels: Tensor, stable: bool, precision: str) -> tuple[Tensor, Tensor]:
-    x, labels = float_rows(feat), labels.contiguous()
-    codes, _ = encoded(labels, labels)
-    stats = x.new_empty(_C.WRT_STATS, len(x), dtype=torch.float64)
-    _C.wrt_begin(stats, stable)
-    for i, _, j, _, _, tile in _distance_tiles(x):
-        _C.wrt_fold(tile, i, j, codes, stable, stats, torch.get_num_threads())
-    loss, saved = _alloc(feat, labels, stable, precision)
-    _C.wrt_finish(stats, stable, loss, saved)
-    return loss, saved
+def _cpu(feat, labels, stable, precision):
+    x, threads = float_rows(feat), torch.get_num_threads()
+    x_c, _ = centered(x, x)
+    forward = _C.WrtForward(x, x_c, labels.contiguous(), stable, threads)
+    for i, _, j, _, tile in _product_tiles(x_c):
+        forward.fold(tile, i, j, threads)
+    out = _alloc(feat, labels, stable, precision)
+    forward.finish(*out)
+    return out
 
 
 def _block(n: int) -> int:
@@ -252,20 +248,18 @@ def _alloc_backward(grad, saved, feat, labels, stable, precision):
 
 
 @weighted_triplet_backward.register_kernel("cpu")
-def _cpu_backward(grad: Tensor, saved: Tensor, feat: Tensor, labels: Tensor, stable: bool, precision: str) -> Tensor:
-    x = float_rows(feat)
-    codes, _ = encoded(labels.contiguous(), labels)
-    saved = saved.clone()
-    saved[0] *= grad
-    sums = x.new_zeros(len(x), dtype=torch.float64)
+def _cpu_backward(grad, saved, feat, labels, stable, precision):
+    x, threads = float_rows(feat), torch.get_num_threads()
+    x_c, _ = centered(x, x)
     out = torch.zeros_like(x)
-    x_c = x
-    for i, i_end, j, j_end, x_c, tile in _distance_tiles(x):
-        _C.wrt_backward(tile, i, j, codes, stable, saved, sums, torch.get_num_threads())
-        out[i:i_end].addmm_(tile, x_c[j:j_end], alpha=-1)
+    backward = _C.WrtBackward(x, x_c, labels.contiguous(), stable, grad.contiguous(), saved, threads)
+    for i, i_end, j, j_end, tile in _product_tiles(x_c):
+        backward.weigh(tile, i, j, threads)
+        out[i:i_end].addmm_(tile, x_c[j:j_end])
         if i != j:
-            out[j:j_end].addmm_(tile.T, x_c[i:i_end], alpha=-1)
-    return out.addcmul_(x_c, sums.float().unsqueeze(1)).to(feat.dtype)
+            out[j:j_end].addmm_(tile.T, x_c[i:i_end])
+    backward.finish(x_c, out, threads)
+    return out.to(feat.dtype)
 
 
 @triton.jit

@@ -11,52 +11,22 @@
 #include "../parallel.h"
 #include "../tensor_view.h"
 #include "bind.h"
+#include "rows.h"
 
 namespace vifast {
 
 namespace {
 
-// The state of one side lies in one int32 array [n, 2 + 2 * kHardSlots]: best and count of all anchors, then their slots.
-HardSide side_at(py::handle object, const char* name, int64_t n, int64_t first) {
-  int32_t* base = TensorView(object, name).data<int32_t>({n, 2 + 2 * kHardSlots});
-  return {reinterpret_cast<float*>(base) + first, base + n + first, reinterpret_cast<float*>(base) + 2 * n + first * kHardSlots,
-          base + (2 + kHardSlots) * n + first * kHardSlots};
-}
-
-void begin(py::object pos, py::object neg) {
-  const int64_t n = TensorView(pos, "pos").size(0);
-  VIFAST_DISPATCH(hard_begin, side_at(pos, "pos", n, 0), 0, n);
-  VIFAST_DISPATCH(hard_begin, side_at(neg, "neg", n, 0), 0, n);
-}
-
-// tile[r, c] = product of anchor row0 + r and reference col0 + c. With both_ways the set is its own reference and the
-// columns are folded as anchors too, so a pair of tiles is multiplied once.
-void fold(py::object tile, int64_t row0, int64_t col0, py::object labels, py::object ref_labels, py::object sq, py::object ref_sq,
-          int64_t depth, bool both_ways, py::object pos, py::object neg, int threads) {
-  TensorView t(tile, "tile"), l(labels, "labels"), rl(ref_labels, "ref_labels"), s(sq, "sq"), rs(ref_sq, "ref_sq");
-  const float* pt = t.data<float>({-1, -1});
-  const int64_t rows = t.size(0), cols = t.size(1);
-  const int32_t *pl = l.data<int32_t>({-1}) + row0, *prl = rl.data<int32_t>({-1}) + col0;
-  const int64_t n = l.size(0);
-  const float *ps = s.data<float>({n}) + row0, *prs = rs.data<float>({rl.size(0)}) + col0;
-  if (row0 + rows > n || col0 + cols > rl.size(0)) throw py::value_error("tile: reaches beyond labels or ref_labels");
-  const HardSide pos_row = side_at(pos, "pos", n, row0), neg_row = side_at(neg, "neg", n, row0);
-  const float slack = hard_slack(depth);
-  const int64_t grain = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, cols));
-  HardSide pos_col{}, neg_col{};
-  if (both_ways) {
-    pos_col = side_at(pos, "pos", n, col0);
-    neg_col = side_at(neg, "neg", n, col0);
+struct SideStore {  // memory of a HardSide of n anchors
+  std::vector<float> best, lower;
+  std::vector<int32_t> count, index;
+  explicit SideStore(int64_t n) : best(n), lower(n * kHardSlots), count(n), index(n * kHardSlots) {
+    VIFAST_DISPATCH(hard_begin, at(0), 0, n);
   }
-  py::gil_scoped_release release;
-  parallel_for(rows, grain, threads, [&](int64_t r0, int64_t r1) {
-    VIFAST_DISPATCH(hard_fold_rows, pt, cols, r0, r1, col0, pl, prl, ps, prs, slack, pos_row, neg_row);
-  });
-  if (!both_ways) return;
-  parallel_for(cols, std::max<int64_t>(64, (1 << 14) / std::max<int64_t>(1, rows)), threads, [&](int64_t c0, int64_t c1) {
-    VIFAST_DISPATCH(hard_fold_cols, pt, rows, cols, c0, c1, row0, pl, prl, ps, prs, slack, pos_col, neg_col);
-  });
-}
+  HardSide at(int64_t first) {
+    return {best.data() + first, count.data() + first, lower.data() + first * kHardSlots, index.data() + first * kHardSlots};
+  }
+};
 
 HardMetric metric_named(const std::string& name) {
   if (name == "euclidean") return {true, 1.0f};
@@ -79,42 +49,91 @@ float hinge_slope(float gap, std::optional<double> margin) {
   return (gap >= 0 ? 1.0f : tail) / (1.0f + tail);
 }
 
-void finish(py::object feat, py::object reference, py::object labels, py::object ref_labels, py::object sq, py::object ref_sq,
-            const std::string& metric, std::optional<double> margin, py::object pos, py::object neg, py::object loss, py::object d_pos, py::object d_neg, py::object i_pos, py::object i_neg,
-            int threads) {
-  TensorView f(feat, "feat"), r(reference, "reference"), l(labels, "labels"), rl(ref_labels, "ref_labels"), s(sq, "sq"), rs(ref_sq, "ref_sq"),
-      lo(loss, "loss"), dp(d_pos, "d_pos"), dn(d_neg, "d_neg"), ip(i_pos, "i_pos"), in(i_neg, "i_neg");
-  const float* pf = f.data<float>({-1, -1});
-  const int64_t n = f.size(0), d = f.size(1);
-  const float* pr = r.data<float>({-1, d});
-  const int64_t m = r.size(0);
-  const HardMetric how = metric_named(metric);
-  float* plo = lo.data<float>({n});
-  const int32_t *pl = l.data<int32_t>({n}), *prl = rl.data<int32_t>({m});
-  const float *ps = s.data<float>({n}), *prs = rs.data<float>({m});
-  const HardSide sp = side_at(pos, "pos", n, 0), sn = side_at(neg, "neg", n, 0);
-  float *pdp = dp.data<float>({n}), *pdn = dn.data<float>({n});
-  int64_t *pip = ip.data<int64_t>({n}), *pin = in.data<int64_t>({n});
-  py::gil_scoped_release release;
-  std::vector<int64_t> bad;
-  for (int64_t j = 0; j < m; ++j) {
-    if (!(prs[j] - prs[j] == 0)) bad.push_back(j);
+// Mining in progress: labels, norms and candidates of every anchor. Memory: 280 bytes an anchor.
+class HardMiner {
+ public:
+  // rows, ref_rows: what the tiles will be products of; one object where the set is its own reference.
+  HardMiner(py::object rows, py::object ref_rows, py::object labels, py::object ref_labels, int threads)
+      : own_reference_(rows.is(ref_rows)), n_(TensorView(rows, "rows").size(0)), pos_(n_), neg_(n_) {
+    const TensorView x(rows, "rows"), y(ref_rows, "ref_rows"), l(labels, "labels"), rl(ref_labels, "ref_labels");
+    const float* px = x.data<float>({-1, -1});
+    d_ = x.size(1);
+    const float* py_ = y.data<float>({-1, d_});
+    const int64_t m = y.size(0);
+    codes_.resize(n_);
+    sq_.resize(n_);
+    ref_codes_.resize(own_reference_ ? 0 : m);
+    ref_sq_.resize(own_reference_ ? 0 : m);
+    encode_labels(l.data<int64_t>({n_}), n_, own_reference_ ? nullptr : rl.data<int64_t>({m}), m, codes_.data(), ref_codes_.data());
+    py::gil_scoped_release release;
+    square_norms(px, n_, d_, sq_.data(), threads);
+    if (!own_reference_) square_norms(py_, m, d_, ref_sq_.data(), threads);
   }
-  const int64_t n_bad = static_cast<int64_t>(bad.size());
-  parallel_for(n, std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, d)), threads, [&](int64_t r0, int64_t r1) {
-    VIFAST_DISPATCH(hard_finish, pf, pr, m, d, r0, r1, pl, prl, ps, prs, bad.data(), n_bad, true, how, sp, pdp, pip);
-    VIFAST_DISPATCH(hard_finish, pf, pr, m, d, r0, r1, pl, prl, ps, prs, bad.data(), n_bad, false, how, sn, pdn, pin);
-    for (int64_t i = r0; i < r1; ++i) plo[i] = hinge(pdp[i] - pdn[i], margin);
-  });
-}
 
-struct Entries {  // partners of each row in compressed rows, in a fixed order
-  std::vector<int64_t> begin, partner;
-  std::vector<float> weight;
+  // tile[r, c] = product of row row0 + r and reference row col0 + c. Off the diagonal of a set against itself the columns
+  // are folded as anchors too, so a pair of tiles is multiplied once.
+  void fold(py::object tile, int64_t row0, int64_t col0, int threads) {
+    const TensorView t(tile, "tile");
+    const float* pt = t.data<float>({-1, -1});
+    const int64_t rows = t.size(0), cols = t.size(1);
+    if (row0 + rows > n_ || col0 + cols > size_of_reference()) throw py::value_error("tile: reaches beyond the rows");
+    const int32_t *pl = codes_.data() + row0, *prl = ref_codes() + col0;
+    const float *ps = sq_.data() + row0, *prs = ref_sq() + col0;
+    const float slack = hard_slack(d_);
+    py::gil_scoped_release release;
+    parallel_for(rows, std::max<int64_t>(1, kFoldGrain / std::max<int64_t>(1, cols)), threads, [&](int64_t r0, int64_t r1) {
+      VIFAST_DISPATCH(hard_fold_rows, pt, cols, r0, r1, col0, pl, prl, ps, prs, slack, pos_.at(row0), neg_.at(row0));
+    });
+    if (!own_reference_ || row0 == col0) return;
+    parallel_for(cols, std::max<int64_t>(64, kFoldGrain / std::max<int64_t>(1, rows)), threads, [&](int64_t c0, int64_t c1) {
+      VIFAST_DISPATCH(hard_fold_cols, pt, rows, cols, c0, c1, row0, pl, prl, ps, prs, slack, pos_.at(col0), neg_.at(col0));
+    });
+  }
+
+  // Decides among the candidates by direct difference of the original rows.
+  void finish(py::object feat, py::object reference, const std::string& metric, std::optional<double> margin, py::object loss,
+              py::object d_pos, py::object d_neg, py::object i_pos, py::object i_neg, int threads) {
+    const int64_t m = size_of_reference();
+    const float *pf = TensorView(feat, "feat").data<float>({n_, d_}), *pr = TensorView(reference, "reference").data<float>({m, d_});
+    float *pl = TensorView(loss, "loss").data<float>({n_}), *pdp = TensorView(d_pos, "d_pos").data<float>({n_}),
+          *pdn = TensorView(d_neg, "d_neg").data<float>({n_});
+    int64_t *pip = TensorView(i_pos, "i_pos").data<int64_t>({n_}), *pin = TensorView(i_neg, "i_neg").data<int64_t>({n_});
+    const HardMetric how = metric_named(metric);
+    py::gil_scoped_release release;
+    std::vector<int64_t> bad;
+    for (int64_t j = 0; j < m; ++j) {
+      if (!std::isfinite(ref_sq()[j])) bad.push_back(j);
+    }
+    const int64_t n_bad = static_cast<int64_t>(bad.size());
+    parallel_for(n_, std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, d_)), threads, [&](int64_t r0, int64_t r1) {
+      VIFAST_DISPATCH(hard_finish, pf, pr, m, d_, r0, r1, codes_.data(), ref_codes(), sq_.data(), ref_sq(), bad.data(), n_bad, true, how,
+                      pos_.at(0), pdp, pip);
+      VIFAST_DISPATCH(hard_finish, pf, pr, m, d_, r0, r1, codes_.data(), ref_codes(), sq_.data(), ref_sq(), bad.data(), n_bad, false, how,
+                      neg_.at(0), pdn, pin);
+      for (int64_t i = r0; i < r1; ++i) pl[i] = hinge(pdp[i] - pdn[i], margin);
+    });
+  }
+
+ private:
+  static constexpr int64_t kFoldGrain = 1 << 14;
+  int64_t size_of_reference() const { return own_reference_ ? n_ : static_cast<int64_t>(ref_sq_.size()); }
+  const int32_t* ref_codes() const { return own_reference_ ? codes_.data() : ref_codes_.data(); }
+  const float* ref_sq() const { return own_reference_ ? sq_.data() : ref_sq_.data(); }
+
+  bool own_reference_;
+  int64_t n_, d_ = 0;
+  std::vector<int32_t> codes_, ref_codes_;
+  std::vector<float> sq_, ref_sq_;
+  SideStore pos_, neg_;
 };
 
 struct Choice {  // one side of the mined pairs: partner, and the gradient of its distance as a factor of feat - partner
   const int64_t* index;
+  std::vector<float> weight;
+};
+
+struct Entries {  // partners of each row in compressed rows, in a fixed order
+  std::vector<int64_t> begin, partner;
   std::vector<float> weight;
 };
 
@@ -191,15 +210,12 @@ void backward(py::object feat, py::object reference, py::object g_loss, py::obje
 }  // namespace
 
 void bind_batch_hard(py::module_& m) {
-  m.attr("HARD_STATE_WORDS") = 2 + 2 * kHardSlots;
-  m.def("hard_begin", &begin, py::arg("pos"), py::arg("neg"), "Resets the mining state.");
-  m.def("hard_fold", &fold, py::arg("tile"), py::arg("row0"), py::arg("col0"), py::arg("labels"), py::arg("ref_labels"), py::arg("sq"),
-        py::arg("ref_sq"), py::arg("depth"), py::arg("both_ways"), py::arg("pos"), py::arg("neg"), py::arg("threads"),
-        "Folds a tile of products into the mining state.");
-  m.def("hard_finish", &finish, py::arg("feat"), py::arg("reference"), py::arg("labels"), py::arg("ref_labels"), py::arg("sq"),
-        py::arg("ref_sq"), py::arg("metric"), py::arg("margin"), py::arg("pos"), py::arg("neg"), py::arg("loss"), py::arg("d_pos"),
-        py::arg("d_neg"), py::arg("i_pos"), py::arg("i_neg"), py::arg("threads"),
-        "Decides among the candidates by direct difference.");
+  py::class_<HardMiner>(m, "HardMiner", "Mining of hard pairs behind a tiled product, see csrc/batch_hard.h.")
+      .def(py::init<py::object, py::object, py::object, py::object, int>(), py::arg("rows"), py::arg("ref_rows"), py::arg("labels"),
+           py::arg("ref_labels"), py::arg("threads"))
+      .def("fold", &HardMiner::fold, py::arg("tile"), py::arg("row0"), py::arg("col0"), py::arg("threads"))
+      .def("finish", &HardMiner::finish, py::arg("feat"), py::arg("reference"), py::arg("metric"), py::arg("margin"), py::arg("loss"),
+           py::arg("d_pos"), py::arg("d_neg"), py::arg("i_pos"), py::arg("i_neg"), py::arg("threads"));
   m.def("hard_backward", &backward, py::arg("feat"), py::arg("reference"), py::arg("g_loss"), py::arg("g_pos"), py::arg("g_neg"),
         py::arg("d_pos"), py::arg("d_neg"), py::arg("i_pos"), py::arg("i_neg"), py::arg("metric"), py::arg("margin"),
         py::arg("grad_feat"), py::arg("grad_reference"), py::arg("threads"),

@@ -31,13 +31,12 @@ static float square_sum(const float* x, int64_t d) {
   return static_cast<float>(total);
 }
 
-void center_rows(const float* x, int64_t d, const float* mean, int64_t r0, int64_t r1, float* centered, float* sq) {
+void center_rows(const float* x, int64_t d, const float* mean, int64_t r0, int64_t r1, float* centered) {
   for (int64_t r = r0; r < r1; ++r) {
     const float* in = x + r * d;
     float* out = centered + r * d;
 #pragma omp simd
     for (int64_t k = 0; k < d; ++k) out[k] = in[k] - mean[k];
-    sq[r] = square_sum(out, d);
   }
 }
 
