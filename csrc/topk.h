@@ -49,9 +49,13 @@ struct TopkColumns {
 // Norms of float32 rows [r0, r1), accumulated in float64.
 VIFAST_DECLARE(topk_norms, (const float* rows, int64_t d, int64_t r0, int64_t r1, double* norm))
 
-// *block = first multiple of 64 from `start` whose 64 columns hold a key that is not above `limit`, or at least `cols`.
+constexpr int64_t kTopkStep = 64;  // columns tested at once before any of them is looked at
+
+// *block = first multiple of kTopkStep from `start` whose columns hold a key that is not above `limit`, or at least `cols`;
+// hit [kTopkStep]: 1 where that is so, else 0.
 VIFAST_DECLARE(topk_next,
-               (const float* row, const float* base, const float* scale, int64_t start, int64_t cols, float limit, int64_t* block))
+               (const float* row, const float* base, const float* scale, int64_t start, int64_t cols, float limit, int64_t* block,
+                uint8_t* hit))
 
 // Makes the keys of candidates exact. query: float32 for half types, else as the gallery; scratch [d].
 VIFAST_DECLARE(topk_score, (Metric metric, const void* query, Rows gallery, Candidate* candidate, int64_t n, float* scratch))

@@ -8,8 +8,6 @@ namespace vifast::VIFAST_ISA {
 
 namespace {
 
-constexpr int64_t kStep = 64;  // columns tested at once
-
 template <class T>
 double exact_dot(const T* a, const T* b, int64_t d) {
   double sum = 0;
@@ -75,13 +73,19 @@ void topk_norms(const float* rows, int64_t d, int64_t r0, int64_t r1, double* no
   for (int64_t r = r0; r < r1; ++r) norm[r] = std::sqrt(exact_dot(rows + r * d, rows + r * d, d));
 }
 
-void topk_next(const float* row, const float* base, const float* scale, int64_t start, int64_t cols, float limit, int64_t* block) {
-  for (; start < cols; start += kStep) {
-    const int64_t stop = start + kStep < cols ? start + kStep : cols;
+void topk_next(const float* row, const float* base, const float* scale, int64_t start, int64_t cols, float limit, int64_t* block,
+               uint8_t* hit) {
+  for (; start < cols; start += kTopkStep) {
+    const int64_t width = start + kTopkStep < cols ? kTopkStep : cols - start;
+    const float *x = row + start, *b = base + start, *s = scale + start;
     int32_t any = 0;
 #pragma omp simd reduction(| : any)
-    for (int64_t c = start; c < stop; ++c) any |= !(base[c] - scale[c] * row[c] > limit);
-    if (any) break;
+    for (int64_t c = 0; c < width; ++c) any |= !(b[c] - s[c] * x[c] > limit);
+    if (!any) continue;
+    std::memset(hit, 0, kTopkStep);
+#pragma omp simd
+    for (int64_t c = 0; c < width; ++c) hit[c] = !(b[c] - s[c] * x[c] > limit);
+    break;
   }
   *block = start;
 }

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -11,7 +12,6 @@ namespace vifast {
 namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr int64_t kStep = 64;  // columns that topk_next looks at together
 
 // Bound of |computed - true| for one key: the product's gamma_d with the rounding of norms, centring and conversion to
 // float32 (hard_slack), and what subnormal products lose, flushed to zero or not. Rises with either norm, except that a small
@@ -107,16 +107,22 @@ void topk_fold(const float* tile, const TopkColumns& t, Metric metric, const voi
     auto limit = [&] {  // rounded up
       return bounded ? std::nextafter(static_cast<float>(own.worst() - offset + width), INFINITY) : INFINITY;
     };
-    for (int64_t block = 0;; block += kStep) {
-      VIFAST_DISPATCH(topk_next, row, t.base.data(), t.scale.data(), block, t.count, limit(), &block);
+    alignas(64) uint8_t hit[kTopkStep];
+    for (int64_t block = 0;; block += kTopkStep) {
+      VIFAST_DISPATCH(topk_next, row, t.base.data(), t.scale.data(), block, t.count, limit(), &block, hit);
       if (block >= t.count) break;
-      for (int64_t c = block; c < std::min(block + kStep, t.count); ++c) {
-        if (exclude && exclude[c]) continue;
-        const double key = offset + (t.base[c] - t.scale[c] * row[c]);
-        const double e = error(norm, t.norm[c]);
-        const bool known = bounded && std::isfinite(key);
-        const Candidate candidate{known ? key - e : -kInf, known ? key + e : kInf, t.first + c};
-        if (candidate.lower <= own.worst()) own.push(candidate);
+      for (int64_t part = 0; part < kTopkStep; part += 8) {
+        uint64_t hits;
+        std::memcpy(&hits, hit + part, sizeof(hits));
+        if (hits == 0) continue;
+        for (int64_t c = block + part; c < block + part + 8; ++c) {
+          if (!hit[c - block] || (exclude && exclude[c])) continue;
+          const double key = offset + (t.base[c] - t.scale[c] * row[c]);
+          const double e = error(norm, t.norm[c]);
+          const bool known = bounded && std::isfinite(key);
+          const Candidate candidate{known ? key - e : -kInf, known ? key + e : kInf, t.first + c};
+          if (candidate.lower <= own.worst()) own.push(candidate);
+        }
       }
     }
   }
