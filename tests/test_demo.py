@@ -8,7 +8,6 @@ import torch
 from vifast import demo
 from vifast.data import Dataset, synthetic
 from vifast.data.records import Samples
-from vifast.train.config import load_config
 from vifast.train.evaluate import Evaluation, Scores
 
 TINY = [
@@ -22,7 +21,7 @@ TINY = [
 @pytest.fixture
 def small_dataset(monkeypatch):
     write = functools.partial(synthetic.write, num_ids=8, size=(32, 32), images_per_camera=1)
-    monkeypatch.setattr(synthetic, "write", lambda *args, seed, **options: write(*args, seed=seed))
+    monkeypatch.setattr(synthetic, "write", lambda *args, seed, **people: write(*args, seed=seed))
 
 
 def test_leaves_page_metrics_dataset_and_run(small_dataset, tmp_path):
@@ -49,7 +48,7 @@ def test_rankings_follow_distance_and_leave_out_what_the_protocol_leaves_out(tmp
     dataset = Dataset("SYSU-MM01", tmp_path, query, query, gallery, np.array([7]), (np.arange(3),))
     feat = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.2], [1.0, 0.4]]))
     evaluation = Evaluation(Scores(0, 0, 0, (0,)), torch.tensor([[1.0, 0.0]]), feat)
-    ranked = demo._ranked_queries(evaluation, dataset, load_config("demo"))
+    ranked = demo._ranked_queries(evaluation, dataset)
     assert ranked[0].gallery == [images["b"], images["c"]]  # camera 3 does not search camera 2
     assert ranked[0].hits == [False, True]
     assert ranked[0].label == "person 7"

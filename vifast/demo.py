@@ -13,13 +13,17 @@ import numpy as np
 from vifast.data import Dataset, synthetic
 from vifast.data.loader import read_image
 from vifast.report import Curve, Metrics, RankedQuery, Report, write
-from vifast.train.config import TrainConfig, dump_config, load_config
+from vifast.train.config import dump_config, load_config
 from vifast.train.evaluate import PROTOCOLS, Evaluation
 from vifast.train.log import read_metrics, write_text
 from vifast.train.loop import Trainer
 from vifast.train.provenance import git_commit, versions
 
-NUM_QUERIES, NUM_RANKS = 20, 10
+NUM_QUERIES, NUM_RANKS = 20, 12
+SHOWN = (128, 64)  # height and width of the pictures on the page
+
+# Many people with few pictures each: what a small network needs to recognise people it has not seen.
+PEOPLE = {"num_ids": 424, "num_test": 24, "images_per_camera": 1}
 SUMMARY = (
     "Drawn people were photographed by four visible and two infrared cameras. A small network was trained to "
     "recognise them across the two kinds of pictures; the numbers and rankings below are of people it has never seen."
@@ -41,7 +45,7 @@ def run_demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = ()) -> dict
     start = time.perf_counter()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out: expected a new or an empty folder, got {out}")
-    synthetic.write("sysu", out / "data", seed=seed)
+    synthetic.write("sysu", out / "data", seed=seed, **PEOPLE)
     config = load_config("demo", [f"data={json.dumps(str(out / 'data'))}", f"seed={seed}", *overrides])
     trainer = Trainer(config, out / "run")
     before, after = trainer.evaluate(), trainer.fit()
@@ -66,7 +70,7 @@ def _report(trainer: Trainer, before: Evaluation, after: Evaluation, seconds: fl
         before=_metrics(before, dataset),
         after=_metrics(after, dataset),
         curve=Curve([record["step"] for record in steps], [record["loss"] for record in steps]),
-        queries=_ranked_queries(after, dataset, config),
+        queries=_ranked_queries(after, dataset),
         facts={
             "system": f"{config.system}, {sum(p.numel() for p in trainer.system.parameters()):,} parameters",
             "trained on": f"{len(dataset.train):,} images of {dataset.num_labels} people",
@@ -93,13 +97,12 @@ def _distances(evaluation: Evaluation) -> np.ndarray:
     return 1 - (evaluation.query @ evaluation.gallery.T).numpy()
 
 
-def _ranked_queries(evaluation: Evaluation, dataset: Dataset, config: TrainConfig) -> list[RankedQuery]:
+def _ranked_queries(evaluation: Evaluation, dataset: Dataset) -> list[RankedQuery]:
     """Evenly spaced queries before the first trial's gallery, under the protocol's exclusion."""
     rows = dataset.trials[0]
     gallery, distances = dataset.gallery.select(rows), _distances(evaluation)[:, rows]
     if PROTOCOLS[dataset.name]["exclude"] == "sysu":
         distances[(dataset.query.cams == 3)[:, None] & (gallery.cams == 2)] = np.inf
-    size = (config.dataset.height, config.dataset.width)
     ranked = []
     for query in np.linspace(0, len(dataset.query) - 1, NUM_QUERIES).round().astype(int):
         nearest = distances[query].argsort(kind="stable")[:NUM_RANKS]
@@ -107,8 +110,8 @@ def _ranked_queries(evaluation: Evaluation, dataset: Dataset, config: TrainConfi
         label = dataset.query.labels[query]
         ranked.append(
             RankedQuery(
-                image=read_image(dataset.query.paths[query], size),
-                gallery=[read_image(gallery.paths[row], size) for row in nearest],
+                image=read_image(dataset.query.paths[query], SHOWN),
+                gallery=[read_image(gallery.paths[row], SHOWN) for row in nearest],
                 hits=[bool(gallery.labels[row] == label) for row in nearest],
                 label=f"person {label}",
             )
