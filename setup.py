@@ -1,7 +1,13 @@
-"""Builds the extensions with ninja: parallel, incremental, flags by file name. Needs pybind11 and ninja, never torch."""
+"""Builds the extensions with ninja: parallel, incremental, flags by file name. Needs pybind11 and ninja, never torch.
+
+Environment: CXX, CXXFLAGS, CUDA_HOME as usual; VIFAST_CUDA=auto|0|1 (auto: where nvcc is found);
+VIFAST_CUDA_ARCHS="80;90;100"; VIFAST_ISA=auto|scalar (scalar: only the compiler's base instruction set);
+VIFAST_SANITIZE, a value of -fsanitize.
+"""
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,79 +20,78 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-LEVELS = {"scalar": "", "avx2": "-mavx2 -mfma", "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"}
 CXXFLAGS = "-O3 -std=c++17 -fPIC -fvisibility=hidden -fopenmp-simd -Wall -Wextra"
-NVCCFLAGS = "-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden -cudart static -Xptxas -v"
+NVCCFLAGS = "-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden,-Wall -cudart static --threads 0"
+LEVELS = {"scalar": "", "avx2": "-mavx2 -mfma", "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"}
+SHARED = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
+
+
+def option(name, *choices):
+    """Value of an environment variable; the first choice where it is not set."""
+    value = os.environ.get(name) or choices[0]
+    if value not in choices:
+        raise SystemExit(f"{name}: expected {', '.join(choices[:-1])} or {choices[-1]}, got {value!r}")
+    return value
 
 
 def find_nvcc():
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    for candidate in (home and Path(home, "bin", "nvcc"), shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"):
-        if candidate and Path(candidate).exists():
-            return str(candidate)
-    return None
+    places = (home and f"{home}/bin/nvcc", shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc")
+    return next((place for place in places if place and Path(place).exists()), None)
 
 
-def wants_cuda():
-    choice = os.environ.get("VIFAST_CUDA", "auto")
-    if choice not in ("auto", "0", "1"):
-        raise SystemExit(f"VIFAST_CUDA: expected auto, 0 or 1, got {choice!r}")
-    if choice == "1" and find_nvcc() is None:
-        raise SystemExit("VIFAST_CUDA=1 but nvcc was not found: put it on PATH or set CUDA_HOME")
-    return choice != "0" and find_nvcc() is not None
+def simd_levels():
+    return list(LEVELS) if option("VIFAST_ISA", "auto", "scalar") == "auto" and X86 else ["scalar"]
 
 
 def cuda_archs():
-    """One cubin per listed architecture, and PTX of the last for newer cards."""
+    """Flags for one cubin per listed architecture, and PTX of the last for newer cards."""
     archs = os.environ.get("VIFAST_CUDA_ARCHS", "80;90;100").replace(",", ";").split(";")
-    flags = [f"-gencode arch=compute_{a},code=sm_{a}" for a in archs]
-    return " ".join([*flags, f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"])
+    code = [(arch, "sm") for arch in archs] + [(archs[-1], "compute")]
+    return " ".join(f"-gencode arch=compute_{arch},code={kind}_{arch}" for arch, kind in code)
+
+
+def escape(path):
+    """A path as ninja reads it."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def ninja_file(ext, target):
+    """One edge per object: *.simd.cpp once per instruction set, *.cu with nvcc, all others with the C++ compiler."""
+    folders = (sysconfig.get_path("include"), pybind11.get_include(), ROOT / "csrc")
+    includes = " ".join(shlex.quote(f"-I{folder}") for folder in folders)
+    levels, sanitize = simd_levels(), os.environ.get("VIFAST_SANITIZE", "")
+    sanitizer = f"-fsanitize={sanitize} -fno-omit-frame-pointer -g" if sanitize else ""
+    only = "-DVIFAST_SCALAR_ONLY" if levels == ["scalar"] else ""
+    flags = f"{CXXFLAGS} {only} {sanitizer} {os.environ.get('CXXFLAGS', '')}"
+    cxx, cuda = os.environ.get("CXX", "g++"), any(source.endswith(".cu") for source in ext.sources)
+    compile_one = f"{includes} -MD -MF $out.d -c $in -o $out\n  deps = gcc\n  depfile = $out.d"
+    lines = [
+        f"rule cxx\n  command = {cxx} {flags} $isa {compile_one}",
+        f"rule nvcc\n  command = {find_nvcc()} {NVCCFLAGS} {cuda_archs()} {compile_one}",
+        f"rule link\n  command = {cxx} {SHARED} {sanitizer} $in -o $out -ldl -lpthread",
+        f"rule nvlink\n  command = {find_nvcc()} -shared -cudart static $in -o $out",
+    ]
+    objects = []
+    for source in map(Path, ext.sources):
+        simd = source.name.endswith(".simd.cpp")
+        for level in levels if simd else [None]:
+            objects.append(escape(f"{source.name}.{level}.o" if level else f"{source.name}.o"))
+            lines.append(f"build {objects[-1]}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {escape(ROOT / source)}")
+            lines.append(f"  isa = {LEVELS[level]} -DVIFAST_ISA={level}" if level else "")
+    lines.append(f"build {escape(target)}: {'nvlink' if cuda else 'link'} {' '.join(objects)}\n")
+    return "\n".join(lines)
 
 
 class NinjaBuildExt(build_ext):
     def build_extension(self, ext):
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        work = Path(self.build_temp).resolve() / ext.name
-        work.mkdir(parents=True, exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (work / "build.ninja").write_text(self.ninja_file(ext, target))
-        command = [
-            sys.executable,
-            "-m",
-            "ninja",
-            "-C",
-            str(work),
-            *(["-v"] if self.verbose > 1 else ["--quiet"]),
-        ]
-        subprocess.run(command, check=True)
-
-    def ninja_file(self, ext, target):
-        includes = f"-I{sysconfig.get_path('include')} -I{pybind11.get_include()} -I{ROOT / 'csrc'}"
-        sanitize = os.environ.get("VIFAST_SANITIZE", "")
-        extra = f"-fsanitize={sanitize} -fno-omit-frame-pointer -g" if sanitize else ""
-        lines = [
-            f"cxx = {os.environ.get('CXX', 'g++')}",
-            f"flags = {CXXFLAGS} {extra} {os.environ.get('CXXFLAGS', '')} {includes}",
-            "rule cxx\n  command = $cxx $flags $isa -MMD -MF $out.d -c $in -o $out\n  deps = gcc\n  depfile = $out.d",
-            f"rule nvcc\n  command = {find_nvcc()} {NVCCFLAGS} {cuda_archs()} {includes} -MD -MF $out.d -c $in -o $out"
-            "\n  deps = gcc\n  depfile = $out.d",
-            f"rule link\n  command = $cxx -shared {extra} $in -o $out -ldl -lpthread",
-            f"rule nvlink\n  command = {find_nvcc()} -shared -cudart static $in -o $out",
-        ]
-        objects = []
-        for source in ext.sources:
-            path = ROOT / source
-            for level, isa in (LEVELS if source.endswith(".simd.cpp") else {"": ""}).items():
-                if level not in ("", "scalar") and not X86:
-                    continue
-                obj = f"{Path(source).name}{'.' + level if level else ''}.o"
-                rule = "nvcc" if source.endswith(".cu") else "cxx"
-                isa_flags = f"{isa} -DVIFAST_ISA={level}" if level else ""
-                lines.append(f"build {obj}: {rule} {path}\n  isa = {isa_flags}")
-                objects.append(obj)
-        link = "nvlink" if any(source.endswith(".cu") for source in ext.sources) else "link"
-        lines.append(f"build {target}: {link} {' '.join(objects)}\n")
-        return "\n".join(lines)
+        # An editable install gets a new temporary folder each time; only objects that stay make it incremental.
+        temp = ROOT / "build" / "editable" if self.editable_mode else Path(self.build_temp)
+        target, work = Path(self.get_ext_fullpath(ext.name)).resolve(), (temp / ext.name).resolve()
+        for folder in (target.parent, work):
+            folder.mkdir(parents=True, exist_ok=True)
+        (work / "build.ninja").write_text(ninja_file(ext, target))
+        subprocess.run([sys.executable, "-m", "ninja", "-C", work, "-v" if self.verbose > 1 else "--quiet"], check=True)
 
 
 def sources(*patterns):
@@ -94,7 +99,10 @@ def sources(*patterns):
 
 
 extensions = [Extension("vifast.kernels._C", sources("csrc/bindings.cpp", "csrc/bind/*.cpp", "csrc/cpu/*.cpp"))]
-if wants_cuda():
-    extensions.append(Extension("vifast.kernels._CUDA", sources("csrc/bindings_cuda.cpp", "csrc/cuda/*.cu")))
+cuda = option("VIFAST_CUDA", "auto", "0", "1")
+if cuda == "1" and not find_nvcc():
+    raise SystemExit("VIFAST_CUDA=1 but nvcc was not found: put it on PATH or set CUDA_HOME")
+if cuda != "0" and find_nvcc() and (cuda_sources := sources("csrc/cuda/*.cu")):
+    extensions.append(Extension("vifast.kernels._CUDA", ["csrc/bindings_cuda.cpp", *cuda_sources]))
 
 setup(ext_modules=extensions, cmdclass={"build_ext": NinjaBuildExt})

@@ -1,12 +1,15 @@
 """vifast: fused kernels, exact retrieval and trainable systems for visible-infrared person re-identification."""
 
 import importlib
+import importlib.util
 
 from vifast._version import __version__
 
-_MODULES = ("cli", "data", "functional", "losses", "models", "nn", "report", "retrieval", "systems", "train")
+if importlib.util.find_spec("vifast.kernels") is None:
+    raise ImportError("this is a source checkout that is not installed: run `pip install -e .` in its root")
 
-__all__ = ["__version__", "use_reference", *_MODULES]
+_MODULES = ["cli", "data", "functional", "losses", "models", "nn", "report", "retrieval", "systems", "train"]
+__all__ = ["__version__", "use_reference"] + _MODULES  # noqa: RUF005 - what static analysers understand
 
 
 def use_reference():
@@ -27,10 +30,4 @@ def __getattr__(name):
     """Submodules load on first use: ``import vifast`` itself costs next to nothing."""
     if name not in _MODULES:
         raise AttributeError(f"module 'vifast' has no attribute {name!r}")
-    try:
-        return importlib.import_module(f"vifast.{name}")
-    except ModuleNotFoundError as error:
-        if error.name == "vifast.kernels":
-            message = "this is a source checkout that is not installed: run `pip install -e .` in its root"
-            raise ModuleNotFoundError(message, name=error.name) from None
-        raise
+    return importlib.import_module(f"vifast.{name}")
