@@ -8,8 +8,20 @@ from vifast._version import __version__
 if importlib.util.find_spec("vifast.kernels") is None:
     raise ImportError("this is a source checkout that is not installed: run `pip install -e .` in its root")
 
-_MODULES = ["cli", "data", "functional", "losses", "models", "nn", "report", "retrieval", "systems", "train"]
-__all__ = ["__version__", "use_reference"] + _MODULES  # noqa: RUF005 - what static analysers understand
+__all__ = [
+    "__version__",
+    "cli",
+    "data",
+    "functional",
+    "losses",
+    "models",
+    "nn",
+    "report",
+    "retrieval",
+    "systems",
+    "train",
+    "use_reference",
+]
 
 
 def use_reference():
@@ -28,6 +40,6 @@ def use_reference():
 
 def __getattr__(name):
     """Submodules load on first use: ``import vifast`` itself costs next to nothing."""
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module 'vifast' has no attribute {name!r}")
     return importlib.import_module(f"vifast.{name}")
