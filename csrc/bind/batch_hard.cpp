@@ -115,7 +115,7 @@ class HardMiner {
   }
 
  private:
-  static constexpr int64_t kFoldGrain = 1 << 14;
+  static constexpr int64_t kFoldGrain = 1 << 11;
   int64_t size_of_reference() const { return own_reference_ ? n_ : static_cast<int64_t>(ref_sq_.size()); }
   const int32_t* ref_codes() const { return own_reference_ ? codes_.data() : ref_codes_.data(); }
   const float* ref_sq() const { return own_reference_ ? sq_.data() : ref_sq_.data(); }

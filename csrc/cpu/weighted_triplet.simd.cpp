@@ -8,7 +8,7 @@ namespace vifast::VIFAST_ISA {
 
 namespace {
 
-constexpr int64_t kLanes = 64;  // columns that a column fold carries on the stack
+constexpr int64_t kLanes = 64;  // columns summed at once
 
 // sign * d is the logit: +d for positives, -d for negatives.
 template <bool Positive>
@@ -54,41 +54,6 @@ void fold_row(const float* row, int64_t cols, int32_t label, const int32_t* labe
   s.t[i] += t;
 }
 
-template <bool Positive>
-void fold_col_block(const float* dist, int64_t rows, int64_t cols, int64_t c0, int64_t n, const int32_t* row_labels,
-                    const int32_t* col_labels, bool stable, WrtSide s) {
-  float m[kLanes], z[kLanes] = {}, t[kLanes] = {};
-  if (shifts<Positive>(stable)) {
-    for (int64_t c = 0; c < n; ++c) m[c] = -INFINITY;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* row = dist + r * cols + c0;
-      const int32_t label = row_labels[r];
-#pragma omp simd
-      for (int64_t c = 0; c < n; ++c) {
-        const float v = (label == col_labels[c0 + c]) == Positive ? logit<Positive>(row[c]) : -INFINITY;
-        m[c] = v > m[c] ? v : m[c];
-      }
-    }
-    for (int64_t c = 0; c < n; ++c) raise_max(s, c0 + c, m[c]);
-  }
-  for (int64_t c = 0; c < n; ++c) m[c] = static_cast<float>(s.m[c0 + c]);
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* row = dist + r * cols + c0;
-    const int32_t label = row_labels[r];
-#pragma omp simd
-    for (int64_t c = 0; c < n; ++c) {
-      const float e = exp_inline(logit<Positive>(row[c]) - m[c]);
-      const bool in = (label == col_labels[c0 + c]) == Positive;
-      z[c] += in ? e : 0.0f;
-      t[c] += in ? e * row[c] : 0.0f;
-    }
-  }
-  for (int64_t c = 0; c < n; ++c) {
-    s.z[c0 + c] += z[c];
-    s.t[c0 + c] += t[c];
-  }
-}
-
 }  // namespace
 
 void mirror_upper(float* tile, int64_t n, int64_t r0, int64_t r1) {
@@ -107,10 +72,17 @@ void wrt_fold_rows(const float* dist, int64_t cols, int64_t r0, int64_t r1, cons
 
 void wrt_fold_cols(const float* dist, int64_t rows, int64_t cols, int64_t c0, int64_t c1, const int32_t* row_labels,
                    const int32_t* col_labels, bool stable, WrtSide pos, WrtSide neg) {
-  for (int64_t c = c0; c < c1; c += kLanes) {
-    const int64_t n = c1 - c < kLanes ? c1 - c : kLanes;
-    fold_col_block<true>(dist, rows, cols, c, n, row_labels, col_labels, stable, pos);
-    fold_col_block<false>(dist, rows, cols, c, n, row_labels, col_labels, stable, neg);
+  float flipped[kFlipCols][kFlipRows];
+  for (int64_t c = c0; c < c1; c += kFlipCols) {
+    const int64_t n_cols = c1 - c < kFlipCols ? c1 - c : kFlipCols;
+    for (int64_t r = 0; r < rows; r += kFlipRows) {
+      const int64_t n_rows = rows - r < kFlipRows ? rows - r : kFlipRows;
+      flip(dist, cols, r, n_rows, c, n_cols, flipped);
+      for (int64_t k = 0; k < n_cols; ++k) {
+        fold_row<true>(flipped[k], n_rows, col_labels[c + k], row_labels + r, stable, pos, c + k);
+        fold_row<false>(flipped[k], n_rows, col_labels[c + k], row_labels + r, stable, neg, c + k);
+      }
+    }
   }
 }
 
