@@ -1,8 +1,7 @@
 #include "../topk.h"
 
 #include <cmath>
-
-#include "distance-inl.h"
+#include <cstring>
 
 namespace vifast::VIFAST_ISA {
 
@@ -16,12 +15,15 @@ double exact_dot(const T* a, const T* b, int64_t d) {
   return sum;
 }
 
-double exact_sqdist(const float* a, const float* b, int64_t d) { return direct_sqdist(a, b, d); }
-
-double exact_sqdist(const double* a, const double* b, int64_t d) {
+// Differences in float64 too: they decide the order of rows that a float32 difference would make equal.
+template <class T>
+double exact_sqdist(const T* a, const T* b, int64_t d) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < d; ++k) sum += (a[k] - b[k]) * (a[k] - b[k]);
+  for (int64_t k = 0; k < d; ++k) {
+    const double t = static_cast<double>(a[k]) - static_cast<double>(b[k]);
+    sum += t * t;
+  }
   return sum;
 }
 

@@ -1,4 +1,4 @@
-"""Which gallery rows a protocol removes from a query's list: always one camera, of everyone or of the query's identity."""
+"""Which gallery rows a protocol removes from a query's list: one camera, of everyone or of the query's identity."""
 
 from dataclasses import dataclass
 

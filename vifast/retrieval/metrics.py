@@ -37,10 +37,10 @@ def evaluate_distance(
         gallery_ids: [G] likewise.
         query_cams: [Q] cameras, needed by every ``exclude`` but ``"none"``.
         gallery_cams: [G] likewise.
-        exclude: ``"none"``; ``"same_camera"`` drops gallery rows of the query's camera, ``"same_id_camera"`` those that
-            also have its identity; ``"sysu"`` drops gallery camera 2 for query camera 3.
-        cmc: ``"plain"`` counts the first positive among all rows; ``"identity"`` keeps every identity's nearest row only
-            and counts the place of the true identity among identities.
+        exclude: ``"none"``; ``"same_camera"`` drops gallery rows of the query's camera, ``"same_id_camera"`` those
+            that also have its identity; ``"sysu"`` drops gallery camera 2 for query camera 3.
+        cmc: ``"plain"`` counts the first positive among all rows; ``"identity"`` keeps every identity's nearest row
+            only and counts the place of the true identity among identities.
         topk: length of the CMC curve. Beyond the gallery's length it stays at its last value.
 
     Returns:
@@ -115,8 +115,8 @@ def evaluate(
 
     Raises:
         TypeError: features that are not floating point or of two dtypes, ids or cameras that are not integers.
-        ValueError: shapes or devices that do not fit, unknown ``metric``, ``exclude`` or ``cmc``, missing cameras, ``topk``
-            below 1, features that are not finite or overflow in a product, no valid query.
+        ValueError: shapes or devices that do not fit, unknown ``metric``, ``exclude`` or ``cmc``, missing cameras,
+            ``topk`` below 1, features that are not finite or overflow in a product, no valid query.
 
     Memory:
         One copy of both feature sets and a workspace of 64 MiB (at least two rows of the matrix); never Q x G.

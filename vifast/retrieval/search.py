@@ -26,9 +26,9 @@ def search(
 ) -> tuple[Tensor, Tensor]:
     r"""The k nearest gallery rows of every query, exactly, nearest first.
 
-    Values are defined in float64 on the rows as given: ``cosine`` 1 - q.g / sqrt(q.q * g.g) (0 <= value <= 2; a zero row
-    has cosine 0 with every row), ``euclidean`` ||q - g||, ``sqeuclidean`` ||q - g||^2, ``dot`` q.g, of which the largest
-    are nearest. They are ordered before they are rounded to the output's type, and equal ones by lower index.
+    Values are defined in float64 on the rows as given: ``cosine`` 1 - q.g / sqrt(q.q * g.g) (0 <= value <= 2; a zero
+    row has cosine 0 with every row), ``euclidean`` ||q - g||, ``sqeuclidean`` ||q - g||^2, ``dot`` q.g, of which the
+    largest are nearest. They are ordered before they are rounded to the output's type, equal ones by lower index.
     On the CPU a float32 product finds the candidates up to a proven error and float64 decides among them: neither
     ``chunk`` nor the number of threads can change a bit. On other devices the products themselves are float64.
 
@@ -48,7 +48,8 @@ def search(
 
     Raises:
         TypeError: features that are not floating point or of two dtypes, ``exclude`` that is not bool.
-        ValueError: shapes or devices that do not fit, ``k`` outside 1..G, an unknown ``metric``, features that are not finite.
+        ValueError: shapes or devices that do not fit, ``k`` outside 1..G, ``chunk`` below 1, an unknown ``metric``,
+            features that are not finite.
 
     Memory:
         About 50 MiB beyond the outputs, and a float32 copy of 4096 queries and of a tile's gallery rows; never Q x G.
@@ -112,7 +113,7 @@ def _blocks(exclude, query: Tensor, gallery: Tensor) -> Callable[[int, int, int,
 
 
 def _search_block(query, gallery, k, metric, excluded, start, chunk, room, dist, index) -> None:
-    """Writes the neighbours of the queries from ``start`` on: a tile of products at a time, folded while it is in cache."""
+    """Writes the neighbours of the queries from ``start`` on: one tile of products at a time, folded at once."""
     threads = torch.get_num_threads()
     kind = "sqeuclidean" if metric == "euclidean" else metric
     suffix = str(gallery.dtype).removeprefix("torch.")
@@ -142,7 +143,7 @@ def _search_block(query, gallery, k, metric, excluded, start, chunk, room, dist,
 
 
 def _product_rows(query: Tensor, metric: str, origin: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The queries as the float32 product wants them, and their float64 norms: unit rows, mean-free rows, or as they are."""
+    """The queries as the product wants them (unit rows, mean-free rows, or as they are) and their float64 norms."""
     if metric == "cosine":
         wide = query.double()
         norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)

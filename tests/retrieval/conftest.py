@@ -1,0 +1,33 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vifast.kernels import _C
+
+sys.path.insert(0, str(Path(__file__).parent))  # retrieval_oracle.py; importlib mode adds no folder
+
+
+@pytest.fixture(params=["scalar", "avx2", "avx512"])
+def isa(request):
+    before = _C.isa()
+    if not _C.set_isa(request.param):
+        pytest.skip(f"the processor has no {request.param}")
+    yield request.param
+    _C.set_isa(before)
+
+
+@pytest.fixture
+def with_threads():
+    """Calls a function with a number of threads."""
+    before = torch.get_num_threads()
+
+    def call(threads, function):
+        torch.set_num_threads(threads)
+        try:
+            return function()
+        finally:
+            torch.set_num_threads(before)
+
+    return call
