@@ -33,7 +33,7 @@ VIFAST_DECLARE(wrt_fold_rows, (const float* dist, int64_t cols, int64_t r0, int6
 VIFAST_DECLARE(wrt_fold_cols, (const float* dist, int64_t rows, int64_t cols, int64_t c0, int64_t c1, const int32_t* row_labels,
                                const int32_t* col_labels, bool stable, WrtSide pos, WrtSide neg))
 
-// Rows [r0, r1) of a tile of distances d become (dL/dd_ij + dL/dd_ji) / d_ij; their sums are added to row_sum.
+// Rows [r0, r1) of a tile of distances d become -(dL/dd_ij + dL/dd_ji) / d_ij; their sums are added to row_sum.
 VIFAST_DECLARE(wrt_backward_rows, (float* dist, int64_t cols, int64_t r0, int64_t r1, const int32_t* row_labels,
                                    const int32_t* col_labels, bool stable, WrtSaved row, WrtSaved col, double* row_sum))
 

@@ -38,6 +38,11 @@ def tile_pairs(n: int):
             yield i, min(i + step, n), j, min(j + step, n)
 
 
+def diagonal_last(n: int):
+    """The same tiles, those on the diagonal after all others."""
+    return sorted(tile_pairs(n), key=lambda tile: tile[0] == tile[2])
+
+
 def all_tiles(n: int, m: int):
     """Tiles of an n x m problem, row by row."""
     step = tile_rows(max(n, m))

@@ -25,12 +25,12 @@ from vifast.kernels import _C
 from vifast.kernels._cpu import all_tiles, centered, float_rows, tile_pairs, tile_rows
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
-from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile
+from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile, tile_launch
 
 FLOOR = 1e-12
 SCALE = {"euclidean": 1.0, "sqeuclidean": 1.0, "cosine": 0.5}
 # Below this many rows moving them to their mean costs more than the extra candidates of a shared offset.
-CENTER_FROM = 256
+CENTER_FROM = 1024
 
 
 def batch_hard_ref(
@@ -208,8 +208,8 @@ def _triton(feat, labels, reference, ref_labels, metric, margin, precision):
     x, x_labels = gpu_rows(feat), labels.contiguous()
     y, y_labels = (x, x_labels) if reference is None else (gpu_rows(reference), ref_labels.contiguous())
     (n, n_cols), m = x.shape, len(y)
-    block = 32 if max(n, m) <= 512 else 64
-    rows, cols = triton.cdiv(n, block), triton.cdiv(m, block)
+    launch = tile_launch(n, m)
+    rows, cols = triton.cdiv(n, launch["BLOCK_M"]), triton.cdiv(m, launch["BLOCK_N"])
     splits = min(cols, max(1, 256 // rows))  # about two programs per multiprocessor however few the anchors
     key = x.new_empty(2, splits, n, dtype=torch.float32)
     key_index = x_labels.new_empty(2, splits, n)
@@ -217,7 +217,7 @@ def _triton(feat, labels, reference, ref_labels, metric, margin, precision):
     with torch.cuda.device_of(x):
         _mine_kernel[(rows, splits)](
             x, y, mean_row(x, y), x_labels, y_labels, key, key_index, n, m, n_cols, splits, SAME=y is x,
-            CLOSE=CLOSE_PAIR, PRECISION=input_precision(precision), BLOCK_M=block, BLOCK_N=block, BLOCK_K=32,
+            CLOSE=CLOSE_PAIR, PRECISION=input_precision(precision), **launch,
         )  # fmt: skip
         _finish_kernel[(n,)](
             x, y, key, key_index, *out, margin or 0.0, n, n_cols, splits, ROOT=metric == "euclidean",

@@ -14,7 +14,7 @@ from vifast.kernels import _C
 from vifast.kernels._cpu import centered, float_rows, product
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
-from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile
+from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile, tile_launch
 
 STRIP = 512
 
@@ -80,11 +80,11 @@ def _triton(feat: Tensor, other: Tensor | None, floor: float, root: bool, precis
     (n, n_cols), m = x.shape, len(y)
     with torch.cuda.device_of(x):
         mean = mean_row(x, y)
-        block = 32 if max(n, m) <= 512 else 64
-        grid = (triton.cdiv(n, block), triton.cdiv(m, block))
+        launch = tile_launch(n, m)
+        grid = (triton.cdiv(n, launch["BLOCK_M"]), triton.cdiv(m, launch["BLOCK_N"]))
         _pairwise_kernel[grid](
             x, y, mean, out, n, m, n_cols, floor, SAME=x is y, ROOT=root, CLOSE=CLOSE_PAIR,
-            PRECISION=input_precision(precision), BLOCK_M=block, BLOCK_N=block, BLOCK_K=32,
+            PRECISION=input_precision(precision), **launch,
         )  # fmt: skip
     return out
 

@@ -6,8 +6,8 @@ r"""weighted_triplet: the weighted regularised triplet loss (WRT) of every ancho
                 w-_ij = e^{-d_ij} / (sum e^{-d} + 1e-6): negatives fade out beyond distances of about 14.
     stable      both are true softmaxes over their own set; an anchor without negatives has loss 0.
 
-Shapes   feat [N, D], labels [N] int64; out: loss [N], saved [7, N] (slope, largest positive, 1/z+, p, least negative, 1/z-, q),
-         float32 (float64 for float64 inputs). d_ij = sqrt(max(||f_i - f_j||^2, 1e-12)), no gradient through a clamped entry.
+Shapes   feat [N, D], labels [N] int64; out: loss [N], saved [7, N] (slope, largest positive, 1/z+, p, least negative,
+         1/z-, q), and for a small CPU batch its distances [N, N] and mean-free rows [N, D] (else empty), float32 (float64 for float64 inputs). d_ij = sqrt(max(||f_i - f_j||^2, 1e-12)), no gradient through a clamped entry.
 Backward with c_ij = dL/dd_ij and s_ij = (c_ij + c_ji) / d_ij, grad_i = f_i sum_j s_ij - sum_j s_ij f_j. From the saved values
          c_ij = slope_i e^{d_ij - m_i} (1 + d_ij - p_i) / z+_i for positives, -slope_i e^{-d_ij} (1 - d_ij + q_i) / z-_i for
          negatives; since 1e-6 does not move with m_i, the largest positive also gets -slope_i p_i 1e-6 / z+_i.
@@ -23,15 +23,21 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from vifast.kernels import _C
-from vifast.kernels._cpu import centered, float_rows, product, tile_pairs, tile_rows
+from vifast.kernels._cpu import centered, diagonal_last, float_rows, product, tile_pairs, tile_rows
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
-from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile
+from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile, tile_launch
 
 EPS = 1e-6
 FLOOR = 1e-12
 SAVED = 7
+# Up to this many rows the CPU keeps distances and mean-free rows for the backward: one product of three is saved.
+KEEP_UP_TO = 128
 STRIP = 512
+
+
+def _keeps(feat: Tensor) -> bool:
+    return feat.size(0) <= KEEP_UP_TO and feat.device.type == "cpu" and feat.dtype != torch.float64
 
 
 def _distances(x: Tensor) -> Tensor:
@@ -39,10 +45,12 @@ def _distances(x: Tensor) -> Tensor:
     return (sq.unsqueeze(1) + sq - 2 * (x @ x.T)).clamp(min=FLOOR).sqrt()
 
 
-def weighted_triplet_ref(feat: Tensor, labels: Tensor, stable: bool, precision: str) -> tuple[Tensor, Tensor]:
+def weighted_triplet_ref(
+    feat: Tensor, labels: Tensor, stable: bool, precision: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = feat.to(torch.promote_types(feat.dtype, torch.float32))
     if len(x) == 0:
-        return x.new_zeros(0), x.new_zeros(SAVED, 0)
+        return tuple(torch.zeros_like(out) for out in _alloc(feat, labels, stable, precision))
     dist = _distances(x)
     same = labels.unsqueeze(1) == labels
     eps = 0.0 if stable else EPS
@@ -59,7 +67,8 @@ def weighted_triplet_ref(feat: Tensor, labels: Tensor, stable: bool, precision: 
     loss = torch.where(active, softplus(p - q), 0.0)
     slope = torch.where(active, torch.sigmoid(p - q), 0.0)
     least = torch.where(has_neg, least, 0.0)
-    return loss, torch.stack((slope, top, inv_pos, p, least, inv_neg, q))
+    kept = (dist.clone(), x - x.mean(0)) if _keeps(feat) else (x.new_empty(0), x.new_empty(0))
+    return loss, torch.stack((slope, top, inv_pos, p, least, inv_neg, q)), *kept
 
 
 @triton.jit
@@ -169,18 +178,20 @@ weighted_triplet = Op("weighted_triplet", weighted_triplet_ref)
 
 
 @weighted_triplet.register_fake
-def _alloc(feat: Tensor, labels: Tensor, stable: bool, precision: str) -> tuple[Tensor, Tensor]:
+def _alloc(feat, labels, stable, precision):
     check(feat.dim() == 2 and labels.dim() == 1 and labels.size(0) == feat.size(0),
           lambda: f"weighted_triplet: expected [N, D] and [N], got {list(feat.shape)} and {list(labels.shape)}")  # fmt: skip
+    n, d = feat.shape
     acc = torch.promote_types(feat.dtype, torch.float32)
-    return feat.new_empty(feat.size(0), dtype=acc), feat.new_empty(SAVED, feat.size(0), dtype=acc)
+    dist, centered_rows = ((n, n), (n, d)) if _keeps(feat) else ((0,), (0,))
+    return tuple(feat.new_empty(shape, dtype=acc) for shape in ((n,), (SAVED, n), dist, centered_rows))
 
 
-def _product_tiles(x_c: Tensor):
-    """(i, i_end, j, j_end, products) of the upper triangle of tiles of ``x_c @ x_c.T``; one buffer serves them all."""
+def _product_tiles(x_c: Tensor, tiles):
+    """(i, i_end, j, j_end, products) of tiles of ``x_c @ x_c.T``; one buffer serves them all."""
     n = len(x_c)
     buffer = x_c.new_empty(min(tile_rows(n), n) ** 2)
-    for i, i_end, j, j_end in tile_pairs(n):
+    for i, i_end, j, j_end in tiles:
         tile = buffer[: (i_end - i) * (j_end - j)].view(i_end - i, j_end - j)
         yield i, i_end, j, j_end, product(x_c[i:i_end], x_c[j:j_end], tile)
 
@@ -188,40 +199,51 @@ def _product_tiles(x_c: Tensor):
 @weighted_triplet.register_kernel("cpu")
 def _cpu(feat, labels, stable, precision):
     x, threads = float_rows(feat), torch.get_num_threads()
-    x_c, _ = centered(x, x)
-    forward = _C.WrtForward(x, x_c, labels.contiguous(), stable, threads)
-    for i, _, j, _, tile in _product_tiles(x_c):
+    loss, saved, dist, x_c = _alloc(feat, labels, stable, precision)
+    if len(x) <= KEEP_UP_TO:
+        _C.center(x, x, x_c, x_c, threads)
+        tiles = [(0, 0, product(x_c, x_c, dist))] if len(x) else []
+        rows = x_c
+    else:
+        rows, _ = centered(x, x)
+        tiles = ((i, j, tile) for i, _, j, _, tile in _product_tiles(rows, tile_pairs(len(x))))
+    forward = _C.WrtForward(x, rows, labels.contiguous(), stable, threads)
+    for i, j, tile in tiles:
         forward.fold(tile, i, j, threads)
-    out = _alloc(feat, labels, stable, precision)
-    forward.finish(*out)
-    return out
-
-
-def _block(n: int) -> int:
-    return 32 if n <= 512 else 64
+    forward.finish(loss, saved)
+    return loss, saved, dist, x_c
 
 
 @weighted_triplet.register_kernel("cuda")
-def _triton(feat: Tensor, labels: Tensor, stable: bool, precision: str) -> tuple[Tensor, Tensor]:
+def _triton(feat, labels, stable, precision):
     if feat.size(0) == 0:
         return weighted_triplet_ref(feat, labels, stable, precision)
     x, labels = gpu_rows(feat), labels.contiguous()
     n, n_cols = x.shape
-    block = _block(n)
-    rows = triton.cdiv(n, block)
-    splits = min(rows, max(1, 256 // rows))  # about two programs per multiprocessor however few the anchors
+    launch = tile_launch(n, n)
+    rows, cols = triton.cdiv(n, launch["BLOCK_M"]), triton.cdiv(n, launch["BLOCK_N"])
+    splits = min(cols, max(1, 256 // rows))  # about two programs per multiprocessor however few the anchors
     stats = x.new_empty(6, splits, n, dtype=torch.float32)
-    loss, saved = _alloc(feat, labels, stable, precision)
+    loss, saved, *unused = _alloc(feat, labels, stable, precision)
     with torch.cuda.device_of(x):
         _fold_kernel[(rows, splits)](
             x, mean_row(x, x), labels, stats, n, n_cols, splits, STABLE=stable, FLOOR_=FLOOR, CLOSE=CLOSE_PAIR,
-            PRECISION=input_precision(precision), BLOCK_M=block, BLOCK_N=block, BLOCK_K=32,
+            PRECISION=input_precision(precision), **launch,
         )  # fmt: skip
         _finish_kernel[(triton.cdiv(n, 128),)](stats, loss, saved, n, splits, STABLE=stable, EPS_=EPS, BLOCK=128)
-    return loss, saved
+    return loss, saved, *unused
 
 
-def _backward_ref(grad: Tensor, saved: Tensor, feat: Tensor, labels: Tensor, stable: bool, precision: str) -> Tensor:
+def _backward_ref(
+    grad: Tensor,
+    saved: Tensor,
+    dist: Tensor,
+    centered_rows: Tensor,
+    feat: Tensor,
+    labels: Tensor,
+    stable: bool,
+    precision: str,
+) -> Tensor:
     x = feat.to(saved.dtype)
     if len(x) == 0:
         return torch.zeros_like(feat)
@@ -243,22 +265,32 @@ weighted_triplet_backward = Op("weighted_triplet_backward", _backward_ref)
 
 
 @weighted_triplet_backward.register_fake
-def _alloc_backward(grad, saved, feat, labels, stable, precision):
+def _alloc_backward(grad, saved, dist, centered_rows, feat, labels, stable, precision):
     return torch.empty_like(feat, memory_format=torch.contiguous_format)
 
 
 @weighted_triplet_backward.register_kernel("cpu")
-def _cpu_backward(grad, saved, feat, labels, stable, precision):
+def _cpu_backward(grad, saved, dist, centered_rows, feat, labels, stable, precision):
     x, threads = float_rows(feat), torch.get_num_threads()
+    labels, grad = labels.contiguous(), grad.contiguous()
+    if 0 < len(x) <= KEEP_UP_TO and len(dist):
+        weights = dist.clone()
+        _C.WrtBackward(x, None, labels, stable, grad, saved, threads).weigh(weights, 0, 0, threads)
+        return torch.mm(weights, centered_rows).to(feat.dtype)
     x_c, _ = centered(x, x)
-    out = torch.zeros_like(x)
-    backward = _C.WrtBackward(x, x_c, labels.contiguous(), stable, grad.contiguous(), saved, threads)
-    for i, i_end, j, j_end, tile in _product_tiles(x_c):
+    out = torch.empty_like(x)
+    backward = _C.WrtBackward(x, x_c, labels, stable, grad, saved, threads)
+    started = set()
+
+    def add(start, stop, weights, rows):
+        torch.addmm(out[start:stop], weights, rows, beta=float(start in started), out=out[start:stop])
+        started.add(start)
+
+    for i, i_end, j, j_end, tile in _product_tiles(x_c, diagonal_last(len(x))):
         backward.weigh(tile, i, j, threads)
-        out[i:i_end].addmm_(tile, x_c[j:j_end])
+        add(i, i_end, tile, x_c[j:j_end])
         if i != j:
-            out[j:j_end].addmm_(tile.T, x_c[i:i_end])
-    backward.finish(x_c, out, threads)
+            add(j, j_end, tile.T, x_c[i:i_end])
     return out.to(feat.dtype)
 
 
@@ -316,12 +348,12 @@ def _coefficients(
 
 
 @weighted_triplet_backward.register_kernel("cuda")
-def _triton_backward(grad: Tensor, saved: Tensor, feat: Tensor, labels: Tensor, stable: bool, precision: str) -> Tensor:
+def _triton_backward(grad, saved, dist, centered_rows, feat, labels, stable, precision):
     if feat.size(0) == 0:
-        return _backward_ref(grad, saved, feat, labels, stable, precision)
+        return _backward_ref(grad, saved, dist, centered_rows, feat, labels, stable, precision)
     x, labels, grad = gpu_rows(feat), labels.contiguous(), grad.contiguous()
     n, n_cols = x.shape
-    block = _block(n)
+    launch = tile_launch(n, n)
     out = torch.empty_like(x, dtype=torch.float32)
     strip = x.new_empty(min(STRIP, n), n, dtype=torch.float32)
     with torch.cuda.device_of(x):
@@ -329,10 +361,10 @@ def _triton_backward(grad: Tensor, saved: Tensor, feat: Tensor, labels: Tensor, 
         x_c = x.float() - mean
         for start in range(0, n, STRIP):
             rows = min(STRIP, n - start)
-            grid = (triton.cdiv(rows, block), triton.cdiv(n, block))
+            grid = (triton.cdiv(rows, launch["BLOCK_M"]), triton.cdiv(n, launch["BLOCK_N"]))
             _strip_kernel[grid](
                 x, mean, labels, grad, saved, strip, start, rows, n, n_cols, STABLE=stable, EPS_=EPS, FLOOR_=FLOOR,
-                CLOSE=CLOSE_PAIR, PRECISION=input_precision(precision), BLOCK_M=block, BLOCK_N=block, BLOCK_K=32,
+                CLOSE=CLOSE_PAIR, PRECISION=input_precision(precision), **launch,
             )  # fmt: skip
             s, own = strip[:rows], x_c[start : start + rows]
             torch.addmm(s.sum(1, keepdim=True) * own, s, x_c, alpha=-1, out=out[start : start + rows])
@@ -341,13 +373,12 @@ def _triton_backward(grad: Tensor, saved: Tensor, feat: Tensor, labels: Tensor, 
 
 def _setup(ctx, inputs, output):
     feat, labels, ctx.stable, ctx.precision = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(feat, labels, output[1])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:], feat, labels)
 
 
-def _backward(ctx, grad, _):
-    feat, labels, saved = ctx.saved_tensors
-    grad_feat = weighted_triplet_backward(grad, saved, feat, labels, ctx.stable, ctx.precision)
+def _backward(ctx, grad, *_):
+    grad_feat = weighted_triplet_backward(grad, *ctx.saved_tensors, ctx.stable, ctx.precision)
     return grad_feat, None, None, None
 
 

@@ -219,7 +219,7 @@ def weighted_triplet_loss(
     if normalize:
         feat = feat.to(torch.promote_types(feat.dtype, torch.float32))
         feat = feat / (feat.norm(dim=1, keepdim=True) + 1e-12)
-    loss, _ = weighted_triplet(feat, labels, bool(stable), precision)
+    loss, *_ = weighted_triplet(feat, labels, bool(stable), precision)
     return _reduce(loss, reduction)
 
 

@@ -33,11 +33,14 @@ struct SoftmaxStore {  // memory of a WrtSide of n anchors
 // What both directions share: a tile of products of mean-free rows becomes one of distances, and knows its labels.
 class Tiles {
  public:
+  // centered: None where the tiles are distances already.
   Tiles(py::object feat, py::object centered, py::object labels, int threads)
-      : feat_(feat), n_(TensorView(feat, "feat").size(0)), d_(TensorView(feat, "feat").size(1)), codes_(n_), sq_(n_) {
+      : feat_(feat), n_(TensorView(feat, "feat").size(0)), d_(TensorView(feat, "feat").size(1)), codes_(n_) {
     x_ = TensorView(feat, "feat").data<float>({n_, d_});
-    const float* xc = TensorView(centered, "centered").data<float>({n_, d_});
     encode_labels(TensorView(labels, "labels").data<int64_t>({n_}), n_, nullptr, 0, codes_.data(), nullptr);
+    if (centered.is_none()) return;
+    sq_.resize(n_);
+    const float* xc = TensorView(centered, "centered").data<float>({n_, d_});
     py::gil_scoped_release release;
     square_norms(xc, n_, d_, sq_.data(), threads);
   }
@@ -60,6 +63,7 @@ class Tiles {
 
   // Distances in place; one on the diagonal is made symmetric, so that (i, j) and (j, i) have the same bits.
   void to_distances(const Tile& t, int64_t row0, int64_t col0, int threads) const {
+    if (sq_.empty()) return;
     parallel_for(t.rows, row_grain(t.cols), threads, [&](int64_t r0, int64_t r1) {
       VIFAST_DISPATCH(products_to_distances, t.data, t.cols, r0, r1, x_ + row0 * d_, x_ + col0 * d_, d_, sq_.data() + row0,
                       sq_.data() + col0, kWrtFloor, true);
@@ -130,7 +134,8 @@ class WrtBackward : public Tiles {
     for (int64_t i = 0; i < n_; ++i) saved_[i] *= pg[i];
   }
 
-  // A tile of products becomes the weights s_ij of differences, in place; their sums are kept.
+  // A tile becomes the weights w of the gradient w @ centered, in place: -s_ij, and the sum of its row on the diagonal.
+  // Tiles on the diagonal come last, when the sums are complete.
   void weigh(py::object tile, int64_t row0, int64_t col0, int threads) {
     const Tile t = view(tile, row0, col0);
     py::gil_scoped_release release;
@@ -139,22 +144,12 @@ class WrtBackward : public Tiles {
     parallel_for(t.rows, row_grain(t.cols), threads, [&](int64_t r0, int64_t r1) {
       VIFAST_DISPATCH(wrt_backward_rows, t.data, t.cols, r0, r1, t.row_labels, t.col_labels, stable_, rows, cols, sums_.data() + row0);
     });
-    if (t.diagonal) return;
+    if (t.diagonal) {
+      for (int64_t i = 0; i < t.rows; ++i) t.data[i * t.cols + i] = static_cast<float>(-sums_[row0 + i]);
+      return;
+    }
     parallel_for(t.cols, col_grain(t.rows), threads, [&](int64_t c0, int64_t c1) {
       VIFAST_DISPATCH(wrt_column_sums, t.data, t.rows, t.cols, c0, c1, sums_.data() + col0);
-    });
-  }
-
-  // out[i] = centered[i] * sum_j s_ij - out[i], where out holds sum_j s_ij centered[j].
-  void finish(py::object centered, py::object out, int threads) const {
-    const float* xc = TensorView(centered, "centered").data<float>({n_, d_});
-    float* po = TensorView(out, "out").data<float>({n_, d_});
-    py::gil_scoped_release release;
-    parallel_for(n_, row_grain(d_), threads, [&](int64_t r0, int64_t r1) {
-      for (int64_t i = r0; i < r1; ++i) {
-        const float sum = static_cast<float>(sums_[i]);
-        for (int64_t k = i * d_; k < (i + 1) * d_; ++k) po[k] = sum * xc[k] - po[k];
-      }
     });
   }
 
@@ -175,8 +170,7 @@ void bind_weighted_triplet(py::module_& m) {
   py::class_<WrtBackward>(m, "WrtBackward", "Weights of differences of its gradient.")
       .def(py::init<py::object, py::object, py::object, bool, py::object, py::object, int>(), py::arg("feat"), py::arg("centered"),
            py::arg("labels"), py::arg("stable"), py::arg("grad"), py::arg("saved"), py::arg("threads"))
-      .def("weigh", &WrtBackward::weigh, py::arg("tile"), py::arg("row0"), py::arg("col0"), py::arg("threads"))
-      .def("finish", &WrtBackward::finish, py::arg("centered"), py::arg("out"), py::arg("threads"));
+      .def("weigh", &WrtBackward::weigh, py::arg("tile"), py::arg("row0"), py::arg("col0"), py::arg("threads"));
 }
 
 }  // namespace vifast

@@ -104,7 +104,7 @@ void wrt_backward_rows(float* dist, int64_t cols, int64_t r0, int64_t r1, const 
       const float neg_a = a.slope[r] * a.neg_inv_z[r] * exp_inline(a.neg_min[r] - d) * (1 - d + a.neg_mean[r]);
       const float neg_b = b.slope[c] * b.neg_inv_z[c] * exp_inline(b.neg_min[c] - d) * (1 - d + b.neg_mean[c]);
       const float both = label == col_labels[c] ? pos_a + pos_b : -(neg_a + neg_b);
-      const float s = d * d <= kWrtFloor * 1.0001f ? 0.0f : both / d;  // no gradient through a clamped entry
+      const float s = d * d <= kWrtFloor * 1.0001f ? 0.0f : -both / d;  // no gradient through a clamped entry
       row[c] = s;
       sum += s;
     }
