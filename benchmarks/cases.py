@@ -1,0 +1,140 @@
+"""Every benchmark, declared once: sizes, inputs, providers, and the work that is the floor.
+
+A case builds its inputs for one size and returns ``{provider: callable}``. The provider named ``floor`` is the product
+(or read) that no implementation can do without; all others are reported as a ratio to it and to ``vifast``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import rivals
+import torch
+
+import vifast
+from vifast import functional, retrieval
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    sizes: tuple[tuple[int, ...], ...]
+    build: Callable[..., dict[str, Callable[[], object]]]
+    gpu: bool = True
+
+
+def _batch(n, d, device):
+    generator = torch.Generator().manual_seed(0)
+    feat = torch.randn(n, d, generator=generator).to(device).requires_grad_()
+    return feat, torch.arange(n, device=device) // 8
+
+
+def _step(loss, feat, labels):
+    def run():
+        feat.grad = None
+        loss(feat, labels).backward()
+
+    return run
+
+
+def _reference(loss):
+    def run(feat, labels):
+        with vifast.use_reference():
+            return loss(feat, labels)
+
+    return run
+
+
+def _loss_case(ours, dense, products, extra):
+    def build(n, d, device="cpu"):
+        feat, labels = _batch(n, d, device)
+        rows, out = feat.detach(), torch.empty(n, n, device=device)
+
+        def floor():
+            for _ in range(products):
+                torch.mm(rows, rows.T, out=out)
+
+        losses = {"vifast": ours, "definition": _reference(ours), "eager": dense, "compile": torch.compile(dense)}
+        losses |= {name: make() for name, make in extra.items()}
+        return {"floor": floor} | {name: _step(loss, feat, labels) for name, loss in losses.items()}
+
+    return build
+
+
+def _gallery(q, g, d, device, ids=96):
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(ids, d, generator=generator)
+    query_ids, gallery_ids = (torch.randint(0, ids, (n,), generator=generator) for n in (q, g))
+    query = centers[query_ids] + 2 * torch.randn(q, d, generator=generator)
+    gallery = centers[gallery_ids] + 2 * torch.randn(g, d, generator=generator)
+    query_cams = torch.where(torch.rand(q, generator=generator) < 0.5, 3, 6)
+    gallery_cams = torch.tensor([1, 2, 4, 5])[torch.randint(0, 4, (g,), generator=generator)]
+    rows = [torch.nn.functional.normalize(x).to(device) for x in (query, gallery)]
+    return (*rows, *(x.to(device) for x in (query_ids, gallery_ids, query_cams, gallery_cams)))
+
+
+def _evaluate(q, g, d, device="cpu"):
+    query, gallery, *labels = _gallery(q, g, d, device)
+    out = torch.empty(q, g, device=device)
+    as_numpy = [x.cpu().numpy() for x in labels]
+
+    def ours():
+        return retrieval.evaluate(query, gallery, *labels, exclude="sysu")
+
+    def numpy_sort():
+        return rivals.evaluate_by_sorting(-(query @ gallery.T).cpu().numpy(), *as_numpy)
+
+    return {"floor": lambda: torch.mm(query, gallery.T, out=out), "vifast": ours, "numpy_sort": numpy_sort}
+
+
+def _evaluate_distance(q, g, device="cpu"):
+    query, gallery, *labels = _gallery(q, g, 64, device)
+    dist = 1 - query @ gallery.T
+    as_numpy = [x.cpu().numpy() for x in (dist, *labels)]
+    return {
+        "floor": dist.sum,  # the matrix must be read once
+        "vifast": lambda: retrieval.evaluate_distance(dist, *labels, exclude="sysu"),
+        "numpy_sort": lambda: rivals.evaluate_by_sorting(*as_numpy),
+    }
+
+
+def _search(q, g, d, k, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    query, gallery = (torch.nn.functional.normalize(torch.randn(n, d, generator=generator)).to(device) for n in (q, g))
+    chunk = torch.empty(min(q, 1000), g, device=device)
+
+    def floor():
+        for i in range(0, q, 1000):
+            rows = query[i : i + 1000]
+            torch.mm(rows, gallery.T, out=chunk[: len(rows)])
+
+    providers = {
+        "floor": floor,
+        "vifast": lambda: retrieval.search(query, gallery, k, metric="dot"),
+        "matmul_topk": lambda: rivals.search_matmul(query, gallery, k),
+    }
+    if device == "cpu":
+        providers["faiss"] = lambda: rivals.search_faiss(query, gallery, k)
+    return providers
+
+
+BATCHES = tuple((n, 2048) for n in (64, 128, 512, 2048, 8192))
+_TRIPLET_RIVALS = {"eager_gather": lambda: rivals.triplet_gather, "pml": rivals.triplet_pml}
+
+CASES = (
+    Case("triplet_loss", BATCHES, _loss_case(functional.triplet_loss, rivals.triplet_dense, 1, _TRIPLET_RIVALS)),
+    Case(
+        "weighted_triplet_loss",
+        BATCHES,
+        _loss_case(functional.weighted_triplet_loss, rivals.weighted_dense, 3, {}),
+    ),
+    Case("evaluate", ((3803, 301, 2048), (3803, 3010, 2048), (2060, 2060, 2048), (7166, 8680, 2048)), _evaluate),
+    Case(
+        "evaluate_distance", ((3803, 301), (3803, 3010), (2060, 2060), (7166, 8680), (10000, 20000)), _evaluate_distance
+    ),
+    Case("search", ((10000, 100000, 512, 10), (10000, 100000, 512, 100), (100, 1000000, 256, 10)), _search, gpu=False),
+)
+
+
+def smoke_size(size):
+    """The same case small enough for a smoke run: every dimension over 64 divided by 16."""
+    return tuple(x if x <= 64 else max(x // 16, 16) for x in size)

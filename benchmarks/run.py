@@ -1,0 +1,129 @@
+"""Runs the benchmarks and records them: ``python benchmarks/run.py [--smoke] [--only OP ...] [--out FILE]``.
+
+Each line of the record is one provider at one size: percentiles of its time, the ratio to the floor and to vifast in
+the same process, peak memory, and the machine, versions and commit it came from. Nothing is recorded for losses whose
+check against the float64 definition fails in this run.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from cases import CASES, smoke_size
+from measure import interleaved, peak_mib, quantile
+
+import vifast
+from vifast import functional
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def device_name():
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return f"{line.split(':')[1].strip()} x{torch.get_num_threads()}"
+    return platform.machine()
+
+
+def environment():
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = None
+    root = Path(__file__).parent.parent
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    return {
+        "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "python": platform.python_version(),
+        "vifast": vifast.__version__,
+        "commit": git.stdout.strip() or None,
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def check_losses(device):
+    """A number of a wrong op is worth nothing: values and gradients against float64 first."""
+    feat, labels = torch.randn(40, 96, device=device), torch.arange(40, device=device) // 4
+    for loss in (functional.triplet_loss, functional.weighted_triplet_loss):
+        pair = []
+        for dtype in (torch.float32, torch.float64):
+            rows = feat.detach().to(dtype).requires_grad_()
+            value = loss(rows, labels)
+            value.backward()
+            pair.append((value.detach().double(), rows.grad.double()))
+        for ours, oracle in zip(*pair, strict=True):
+            torch.testing.assert_close(ours, oracle, rtol=1e-4, atol=1e-6)
+
+
+def run_case(case, size, smoke, device):
+    providers = case.build(*size, device=device)
+    times = interleaved(providers, rounds=2 if smoke else 41, seconds=20)
+    floor, ours = (quantile(times[name], 0.5) for name in ("floor", "vifast"))
+    for name, values in times.items():
+        median = quantile(values, 0.5)
+        yield {
+            "op": case.op,
+            "size": list(size),
+            "provider": name,
+            "ms_p20": 1e3 * quantile(values, 0.2),
+            "ms_p50": 1e3 * median,
+            "ms_p80": 1e3 * quantile(values, 0.8),
+            "rounds": len(values),
+            "to_floor": median / floor,
+            "to_vifast": median / ours,
+            "peak_mib": None if name == "floor" or smoke else peak_mib(providers[name]),
+        }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="shapes / 16, two rounds, no record")
+    parser.add_argument("--only", nargs="*", metavar="OP", help="these ops alone")
+    parser.add_argument("--out", type=Path, help="record to this file instead of results/<device>.jsonl")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    check_losses(device)
+    where = environment()
+    slug = re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
+    out = args.out or RESULTS / f"{slug}.jsonl"
+    chosen = [c for c in CASES if (not args.only or c.op in args.only) and (c.gpu or device == "cpu")]
+    if not chosen:
+        sys.exit(f"--only: expected some of {', '.join(c.op for c in CASES)}, got {' '.join(args.only)}")
+    rows = []
+    for case in chosen:
+        for full_size in case.sizes:
+            size = smoke_size(full_size) if args.smoke else full_size
+            for row in run_case(case, size, args.smoke, device):
+                rows.append(row | where)
+                memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:9.1f} MiB"
+                print(
+                    f"{row['op']:22} {'x'.join(map(str, size)):>20} {row['provider']:13} {row['ms_p50']:10.3f} ms"
+                    f" {row['to_floor']:7.2f} x floor {row['to_vifast']:7.2f} x vifast {memory}",
+                    flush=True,
+                )
+    if not args.smoke:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        kept = [] if not out.exists() else [json.loads(line) for line in out.read_text().splitlines()]
+        kept = [k for k in kept if (k["op"], k["size"]) not in [(r["op"], r["size"]) for r in rows]]
+        partial = out.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept + rows))
+        partial.replace(out)
+        print(f"recorded {len(rows)} rows in {out}")
+
+
+if __name__ == "__main__":
+    main()
