@@ -23,7 +23,7 @@ NUM_QUERIES, NUM_RANKS = 20, 12
 SHOWN = (128, 64)  # height and width of the pictures on the page
 
 # Many people with few pictures each: what a small network needs to recognise people it has not seen.
-PEOPLE = {"num_ids": 424, "num_test": 24, "images_per_camera": 1}
+PEOPLE = {"num_ids": 632, "num_test": 32, "images_per_camera": 1}
 SUMMARY = (
     "Drawn people were photographed by four visible and two infrared cameras. A small network was trained to "
     "recognise them across the two kinds of pictures; the numbers and rankings below are of people it has never seen."
@@ -45,8 +45,8 @@ def run_demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = ()) -> dict
     start = time.perf_counter()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out: expected a new or an empty folder, got {out}")
-    synthetic.write("sysu", out / "data", seed=seed, **PEOPLE)
     config = load_config("demo", [f"data={json.dumps(str(out / 'data'))}", f"seed={seed}", *overrides])
+    synthetic.write("sysu", out / "data", seed=seed, **PEOPLE)
     trainer = Trainer(config, out / "run")
     before, after = trainer.evaluate(), trainer.fit()
     report = _report(trainer, before, after, time.perf_counter() - start)
