@@ -26,7 +26,7 @@ def _at_least_two(rows: Tensor) -> Tensor:
 
 
 def tile_rows(n: int) -> int:
-    """Rows of a square tile: small enough that half of the tiles can be skipped, large enough for the product's speed."""
+    """Rows of a square tile: small enough to skip half of the tiles, large enough for the product's speed."""
     return 512 if n >= 2048 else 256
 
 

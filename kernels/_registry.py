@@ -1,7 +1,8 @@
 """How an op enters PyTorch's dispatcher.
 
-``torch.library.custom_op`` costs 300 us a forward and backward here against 90 us for the registration below (one op, two
-outputs, CPU, 2 cores): at N = 64 that is more than the arithmetic. Same schema, fake, opcheck and torch.compile.
+``torch.library.custom_op`` cost 164 us a forward and backward where the registration below cost 93 us (an empty op
+with two outputs, 2-core Xeon): at N = 64 that difference is most of a product. Schema, fake, opcheck and torch.compile
+are the same.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ class Op:
 
         @functools.wraps(reference)
         def definition(*args):
-            # Autocast would turn the definition's products into half precision; a loss is float32 wherever it is called.
+            # Autocast would turn the definition's products into half precision.
             with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 return reference(*args)
 
@@ -82,7 +83,7 @@ class Op:
 @contextlib.contextmanager
 def definitions_only():
     """Every op runs its definition inside this context."""
-    global _definitions_only
+    global _definitions_only  # noqa: PLW0603 - one switch for the process, read on every call
     before, _definitions_only = _definitions_only, True
     try:
         yield

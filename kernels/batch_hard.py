@@ -1,4 +1,4 @@
-r"""batch_hard: the farthest positive and nearest negative of every anchor, their distances, and the triplet loss of the two.
+r"""batch_hard: farthest positive and nearest negative of every anchor, their distances, the triplet loss of the two.
 
     d_pos[i] = max_{j: l_j = l_i} d(f_i, r_j)     d_neg[i] = min_{j: l_j != l_i} d(f_i, r_j)
     loss[i]  = max(0, d_pos[i] - d_neg[i] + margin), or softplus(d_pos[i] - d_neg[i]) for margin None
@@ -10,7 +10,8 @@ metric   "euclidean": sqrt(max(sq, 1e-12)), no gradient through a clamped entry;
 Defined  ties go to the lower index. No positive: (-inf, -1); no negative: (+inf, -1); the loss is then 0. A non-finite
          partner gives NaN and its index; no gradient flows from such an anchor.
 Exact    CPU: the product only nominates; the winner is found by direct difference in float64, so the result does not
-         depend on tiles, threads or BLAS. CUDA: a product of float32 accuracy picks, the distance is a direct difference.
+         depend on tiles, threads or BLAS. CUDA: a product of float32 accuracy picks, the distance is a direct
+         difference.
 Memory   CPU: O(N) state, from CENTER_FROM rows on one mean-free copy of the rows. CUDA: O(N). Backward: the gradient.
 Floor    half of one N x N x D product for a set against itself (each pair of tiles is multiplied once on the CPU);
          backward at most 6*N*D*4 bytes read, N*D*4 written.
@@ -174,8 +175,8 @@ batch_hard = Op("batch_hard", batch_hard_ref)
 @batch_hard.register_fake
 def _alloc(feat, labels, reference, ref_labels, metric, margin, precision):
     y, y_labels = (feat, labels) if reference is None else (reference, ref_labels)
-    check(feat.dim() == 2 and y.dim() == 2 and feat.size(1) == y.size(1),
-          lambda: f"batch_hard: expected [N, D] and [M, D], got {list(feat.shape)} and {list(y.shape)}")  # fmt: skip
+    fits = feat.dim() == 2 and y.dim() == 2 and feat.size(1) == y.size(1)
+    check(fits, lambda: f"batch_hard: expected [N, D] and [M, D], got {list(feat.shape)} and {list(y.shape)}")
     check(labels.size(0) == feat.size(0) and y_labels.size(0) == y.size(0), lambda: "batch_hard: one label per row")
     loss = feat.new_empty(feat.size(0), dtype=torch.promote_types(feat.dtype, torch.float32))
     index = labels.new_empty(feat.size(0))
@@ -335,8 +336,8 @@ def _add_side(
             last = -1
             while left > 0:
                 last = tl.min(tl.where(chosen & (anchor > last), anchor, n), 0)
-                weight = _weight(g_loss_ptr, g_pos_ptr, g_neg_ptr, d_pos_ptr, d_neg_ptr, index_ptr, margin, last, POSITIVE,
-                                 ROOT, SCALE_, SOFT, FLOOR_)  # fmt: skip
+                weight = _weight(g_loss_ptr, g_pos_ptr, g_neg_ptr, d_pos_ptr, d_neg_ptr, index_ptr, margin, last,
+                                 POSITIVE, ROOT, SCALE_, SOFT, FLOOR_)  # fmt: skip
                 mask = (k < n_cols) & (weight != 0.0)
                 theirs = tl.load(other_ptr + tl.cast(last, tl.int64) * n_cols + k, mask=mask, other=0.0).to(tl.float32)
                 acc += tl.where(mask, weight * (own - theirs), 0.0)
@@ -359,10 +360,10 @@ def _backward_kernel(
     k = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     own = tl.load(self_ptr + row * n_cols + k, mask=k < n_cols, other=0.0).to(tl.float32)
     acc = tl.zeros((BLOCK_D,), tl.float32)
-    acc = _add_side(acc, own, row, k, other_ptr, g_loss_ptr, g_pos_ptr, g_neg_ptr, d_pos_ptr, d_neg_ptr, i_pos_ptr, margin,
-                    n, n_cols, True, OWN, REVERSE, ROOT, SCALE_, SOFT, FLOOR_, BLOCK_N)  # fmt: skip
-    acc = _add_side(acc, own, row, k, other_ptr, g_loss_ptr, g_pos_ptr, g_neg_ptr, d_pos_ptr, d_neg_ptr, i_neg_ptr, margin,
-                    n, n_cols, False, OWN, REVERSE, ROOT, SCALE_, SOFT, FLOOR_, BLOCK_N)  # fmt: skip
+    acc = _add_side(acc, own, row, k, other_ptr, g_loss_ptr, g_pos_ptr, g_neg_ptr, d_pos_ptr, d_neg_ptr, i_pos_ptr,
+                    margin, n, n_cols, True, OWN, REVERSE, ROOT, SCALE_, SOFT, FLOOR_, BLOCK_N)  # fmt: skip
+    acc = _add_side(acc, own, row, k, other_ptr, g_loss_ptr, g_pos_ptr, g_neg_ptr, d_pos_ptr, d_neg_ptr, i_neg_ptr,
+                    margin, n, n_cols, False, OWN, REVERSE, ROOT, SCALE_, SOFT, FLOOR_, BLOCK_N)  # fmt: skip
     tl.store(out_ptr + row * n_cols + k, acc, mask=k < n_cols)
 
 

@@ -1,7 +1,8 @@
 r"""pairwise_distance: d[i, j] = ||a_i - b_j||, squared or rooted.
 
 Shapes  feat [N, D], other [M, D] or None for feat itself; out [N, M], float32 (float64 for float64 inputs).
-        ``floor`` clamps the squared distance from below; ``root`` takes the square root; no gradient through a clamped entry.
+        ``floor`` clamps the squared distance from below; ``root`` takes the square root; no gradient through a
+        clamped entry.
 Memory  out, and one mean-free copy of the inputs; the backward adds tiles of 512 x 512.
 Floor   one N x M x D product, N*M*4 bytes written.
 Source  specs idkl 4 (floor 1e-12), idkl 5 (floor 1e-6).
@@ -50,8 +51,8 @@ pairwise_distance = Op("pairwise_distance", pairwise_distance_ref)
 @pairwise_distance.register_fake
 def _alloc(feat: Tensor, other: Tensor | None, floor: float, root: bool, precision: str) -> Tensor:
     y = feat if other is None else other
-    check(feat.dim() == 2 and y.dim() == 2 and feat.size(1) == y.size(1),
-          lambda: f"pairwise_distance: expected [N, D] and [M, D], got {list(feat.shape)} and {list(y.shape)}")  # fmt: skip
+    fits = feat.dim() == 2 and y.dim() == 2 and feat.size(1) == y.size(1)
+    check(fits, lambda: f"pairwise_distance: expected [N, D] and [M, D], got {list(feat.shape)} and {list(y.shape)}")
     return feat.new_empty(feat.size(0), y.size(0), dtype=torch.promote_types(feat.dtype, torch.float32))
 
 
@@ -94,8 +95,8 @@ def _backward_ref(
 ) -> tuple[Tensor, Tensor]:
     """grad_x_i = sum_j w_ij (x_i - y_j) with w = grad / d (root) or 2 grad, 0 where clamped; and the mirror for y.
 
-    Products over tiles, so w is never larger than STRIP x STRIP. The rows are moved to their mean first: then the two large
-    terms of x_i sum_j w_ij - sum_j w_ij y_j do not cancel.
+    Products over tiles, so w is never larger than STRIP x STRIP. The rows are moved to their mean first: then the
+    two large terms of x_i sum_j w_ij - sum_j w_ij y_j do not cancel.
     """
     acc = dist.dtype
     x = feat.to(acc)

@@ -1,8 +1,8 @@
 """The ops in the terms of the field: arguments checked, distances named, losses reduced.
 
-Symbols: ``feat [N, D]`` features (float32, bfloat16, float16; float64 is computed in float64 by the definition), ``labels [N]``
-identities of any integer type. Results are float32 (float64 for float64). Nothing synchronises with the host but
-:func:`check_finite`.
+Symbols: ``feat [N, D]`` features (float32, bfloat16, float16; float64 is computed in float64 by the definition),
+``labels [N]`` identities of any integer type. Results are float32 (float64 for float64). Nothing synchronises with
+the host but :func:`check_finite`.
 """
 
 import torch
@@ -24,8 +24,8 @@ __all__ = ["check_finite", "hard_pairs", "pairwise_distance", "triplet_loss", "w
 def check_finite(**tensors: Tensor) -> None:
     """Raises ``ValueError`` naming the first tensor with a NaN or an infinity, and its first bad row.
 
-    The losses never synchronise with the host, so they turn bad features into a non-finite loss; this says where it came from.
-    It reads a flag back from the device.
+    The losses never synchronise with the host, so they turn bad features into a non-finite loss; this says where it
+    came from. It reads a flag back from the device.
 
     Example:
         >>> import torch
@@ -52,10 +52,11 @@ def pairwise_distance(
 ) -> Tensor:
     r"""Distances of every row of ``feat`` to every row of ``other`` (default: ``feat``).
 
-    ``euclidean``: sqrt(max(||a - b||^2, floor)); ``sqeuclidean``: ||a - b||^2; ``cosine``: 1 - cos(a, b), zero rows have cos 0.
+    ``euclidean``: sqrt(max(||a - b||^2, floor)); ``sqeuclidean``: ||a - b||^2; ``cosine``: 1 - cos(a, b), zero rows
+    have cos 0.
 
-    Close pairs do not lose digits: rows are moved to their common mean, and a pair whose squared distance is below 1/64 of
-    its squared norms is computed by direct difference. No gradient flows through an entry clamped at ``floor``.
+    Close pairs do not lose digits: rows are moved to their common mean, and a pair whose squared distance is below
+    1/64 of its squared norms is computed by direct difference. No gradient flows through an entry clamped at ``floor``.
 
     Args:
         feat: [N, D].
@@ -103,9 +104,9 @@ def hard_pairs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""The farthest positive and the nearest negative of every anchor.
 
-    Without ``reference`` the set is its own reference and an anchor is its own positive, as in the published losses. Ties go to
-    the lower index. An anchor without positives gets index -1 and distance -inf, one without negatives -1 and +inf; a
-    non-finite partner gives NaN.
+    Without ``reference`` the set is its own reference and an anchor is its own positive, as in the published losses.
+    Ties go to the lower index. An anchor without positives gets index -1 and distance -inf, one without negatives -1
+    and +inf; a non-finite partner gives NaN.
 
     Args:
         feat: [N, D] anchors.
@@ -150,8 +151,8 @@ def triplet_loss(
     Args:
         feat, labels, reference, reference_labels, metric, precision: see :func:`hard_pairs`.
         margin: at least 0, in units of the distance; ``None`` for the soft margin.
-        reduction: ``"mean"`` over the N anchors, ``"sum"`` or ``"none"``. An anchor without a positive or a negative counts
-            as 0. The mean of no anchors is 0.
+        reduction: ``"mean"`` over the N anchors, ``"sum"`` or ``"none"``. An anchor without a positive or a negative
+            counts as 0. The mean of no anchors is 0.
 
     Returns:
         A scalar, or [N] for ``reduction="none"``.
@@ -185,10 +186,10 @@ def weighted_triplet_loss(
 ) -> Tensor:
     r"""Weighted regularised triplet loss (WRT): log(1 + exp(sum_j w+_ij d_ij - sum_j w-_ij d_ij)).
 
-    Weights are softmaxes of +d over the positives (the anchor included) and of -d over the negatives. The default keeps the
-    published arithmetic, whose normaliser carries an extra 1e-6: once negatives lie farther than about 14 their weights fade
-    and the loss no longer sees them. Unit-length features are not affected. ``stable=True`` is a true softmax at any
-    distance; an anchor without negatives then counts as 0. Neither overflows.
+    Weights are softmaxes of +d over the positives (the anchor included) and of -d over the negatives. The default
+    keeps the published arithmetic, whose normaliser carries an extra 1e-6: once negatives lie farther than about 14
+    their weights fade and the loss no longer sees them. Unit-length features are not affected. ``stable=True`` is a
+    true softmax at any distance; an anchor without negatives then counts as 0. Neither overflows.
 
     Args:
         feat: [N, D].
