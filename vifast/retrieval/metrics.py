@@ -52,8 +52,8 @@ def evaluate_distance(
             ``dist``, no valid query.
 
     Memory:
-        One row of the matrix per thread. A matrix on another device, or not contiguous, or of a half type passes
-        through a workspace of 64 MiB.
+        One row of the matrix per thread. A matrix that is not contiguous or of a half type passes through a workspace
+        of 64 MiB, and so does one on a GPU: with the CUDA extension it is counted there, otherwise it comes to the CPU.
 
     Source:
         Protocols: specs idkl 10 (SYSU-MM01: Wu et al. 2017; mINP: Ye et al. 2021, AGW).

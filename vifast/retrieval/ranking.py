@@ -10,6 +10,11 @@ from vifast.kernels import _C
 from vifast.retrieval._arguments import codes_of, encoded, positive
 from vifast.retrieval.exclude import Exclusion
 
+try:
+    from vifast.kernels import _CUDA
+except ImportError:  # built without nvcc: keys on a GPU are counted on the CPU
+    _CUDA = None
+
 CMC = ("plain", "identity")
 
 
@@ -54,9 +59,15 @@ class RankFold:
         rows = slice(start, start + len(keys))
         if keys.dtype not in (torch.float32, torch.float64):
             keys = keys.float()
+        if keys.device.type == "cuda" and _CUDA is not None:
+            self._fold_cuda(keys if bias is None else keys + bias, rows)
+        else:
+            self._fold_cpu(keys.cpu().contiguous(), rows, None if bias is None else bias.cpu())
+
+    def _fold_cpu(self, keys: Tensor, rows: slice, bias: Tensor | None) -> None:
         function = _C.rank_fold_float32 if keys.dtype == torch.float32 else _C.rank_fold_float64
         function(
-            keys.cpu().contiguous(),
+            keys,
             bias,
             self.query_identity[rows],
             self.gallery_identity,
@@ -70,6 +81,33 @@ class RankFold:
             self.first[rows],
             torch.get_num_threads(),
         )
+
+    def _fold_cuda(self, keys: Tensor, rows: slice) -> None:
+        """Ranks are counted where the keys are; what follows from a query's few ranks is the CPU's arithmetic."""
+        identities = 1 + int(max(self.query_identity.max(), self.gallery_identity.max()))
+        counts = torch.bincount(self.gallery_identity, minlength=identities)
+        slot = _offsets(counts[self.query_identity[rows]])
+        rank = keys.new_empty(int(slot[-1]), dtype=torch.int64)
+        first = keys.new_empty(len(keys), dtype=torch.int64)
+        words = (identities + 31) // 32
+        function = _CUDA.rank_count_float32 if keys.dtype == torch.float32 else _CUDA.rank_count_float64
+        function(
+            keys.contiguous(),
+            self.query_identity[rows].to(keys.device),
+            self.gallery_identity.to(keys.device),
+            self.exclusion.drop_camera[rows].to(keys.device),
+            self.exclusion.gallery_camera.to(keys.device),
+            self.exclusion.own_only,
+            _offsets(counts).to(keys.device),
+            self.gallery_identity.argsort(stable=True).to(keys.device),
+            slot.to(keys.device),
+            rank,
+            first,
+            keys.new_zeros(len(keys), words, dtype=torch.int32) if self.per_identity else None,
+            torch.cuda.current_stream(keys.device).cuda_stream,
+        )
+        self.first[rows] = first.cpu()
+        _C.rank_summary(rank.cpu(), slot, self.ap[rows], self.inp[rows])
 
     def metrics(self, name: str) -> RankMetrics:
         """Means over the valid queries. ``name`` is the argument to blame for a NaN."""
@@ -89,3 +127,8 @@ class RankFold:
             ap=self.ap,
             inp=self.inp,
         )
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    """Where each of consecutive groups begins, and where the last one ends."""
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
