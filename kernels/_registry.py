@@ -7,20 +7,25 @@ are the same.
 
 import contextlib
 import functools
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("vifast", "DEF")
 _KEYS = {"cpu": "CPU", "cuda": "CUDA"}
-_definitions_only = False
+_forced = None
 
 
 class Op:
     """``vifast::<name>``. The definition serves every device until a kernel replaces it, and always float64."""
 
+    registered: ClassVar[list["Op"]] = []
+
     def __init__(self, name, reference):
         self.name = name
+        self.kernels = {}  # by device type
+        Op.registered.append(self)
 
         @functools.wraps(reference)
         def definition(*args):
@@ -42,13 +47,15 @@ class Op:
 
     def register_kernel(self, device):
         def register(kernel):
+            self.kernels[device] = kernel
+
             @functools.wraps(kernel)
             def dispatched(*args):
-                if _definitions_only:
-                    return self.definition(*args)
                 for arg in args:
                     if isinstance(arg, Tensor) and arg.dtype == torch.float64:
                         return self.definition(*args)
+                if _forced is not None:
+                    return self.kernels.get(_forced, self.definition)(*args)
                 return kernel(*args)
 
             _LIBRARY.impl(self.name, dispatched, _KEYS[device])
@@ -81,14 +88,14 @@ class Op:
 
 
 @contextlib.contextmanager
-def definitions_only():
-    """Every op runs its definition inside this context."""
-    global _definitions_only  # noqa: PLW0603 - one switch for the process, read on every call
-    before, _definitions_only = _definitions_only, True
+def forced(kernels):
+    """Every op runs its ``"definition"``, or the kernels of one device type wherever its tensors are."""
+    global _forced  # noqa: PLW0603 - one switch for the process, read on every call
+    before, _forced = _forced, kernels
     try:
         yield
     finally:
-        _definitions_only = before
+        _forced = before
 
 
 def check(condition, message):

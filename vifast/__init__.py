@@ -33,9 +33,9 @@ def use_reference():
         ...     loss = vifast.functional.triplet_loss(torch.eye(4), torch.tensor([0, 0, 1, 1]))
     """
     from vifast import functional  # noqa: F401 - registers the ops
-    from vifast.kernels._registry import definitions_only
+    from vifast.kernels._registry import forced
 
-    return definitions_only()
+    return forced("definition")
 
 
 def __getattr__(name):
