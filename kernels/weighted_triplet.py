@@ -7,8 +7,8 @@ r"""weighted_triplet: the weighted regularised triplet loss (WRT) of every ancho
     stable      both are true softmaxes over their own set; an anchor without negatives has loss 0.
 
 Shapes   feat [N, D], labels [N] int64; out: loss [N], saved [7, N] (slope, largest positive, 1/z+, p, least negative,
-         1/z-, q), and for a small CPU batch its distances [N, N] and mean-free rows [N, D], else empty. float32, float64
-         for float64. d_ij = sqrt(max(||f_i - f_j||^2, 1e-12)), no gradient through a clamped entry.
+         1/z-, q), and for a small CPU batch its distances [N, N] and mean-free rows [N, D], else empty. Float32, or
+         float64 for float64. d_ij = sqrt(max(||f_i - f_j||^2, 1e-12)), no gradient through a clamped entry.
 Backward with c_ij = dL/dd_ij and s_ij = (c_ij + c_ji) / d_ij, grad_i = f_i sum_j s_ij - sum_j s_ij f_j. From the saved
          values c_ij = slope_i e^{d_ij - m_i} (1 + d_ij - p_i) / z+_i for positives and
          -slope_i e^{-d_ij} (1 - d_ij + q_i) / z-_i for negatives; since 1e-6 does not move with m_i, the largest
