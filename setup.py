@@ -67,18 +67,21 @@ def ninja_file(ext, target):
     cxx, cuda = os.environ.get("CXX", "g++"), any(source.endswith(".cu") for source in ext.sources)
     compile_one = f"{includes} -MD -MF $out.d -c $in -o $out\n  deps = gcc\n  depfile = $out.d"
     lines = [
-        f"rule cxx\n  command = {cxx} {flags} $isa {compile_one}",
+        f"rule cxx\n  command = {cxx} {flags} $extra {compile_one}",
         f"rule nvcc\n  command = {find_nvcc()} {NVCCFLAGS} {cuda_archs()} {compile_one}",
         f"rule link\n  command = {cxx} {SHARED} {sanitizer} $in -o $out -ldl -lpthread",
         f"rule nvlink\n  command = {find_nvcc()} -shared -cudart static $in -o $out",
     ]
+    # All bindings in one translation unit: pybind11's headers are most of what a file of them costs to compile.
+    parts = " ".join(f"-include {shlex.quote(str(ROOT / part))}" for part in sources("csrc/bind/*.cpp"))
     objects = []
-    for source in map(Path, ext.sources):
-        simd = source.name.endswith(".simd.cpp")
-        for level in levels if simd else [None]:
-            objects.append(escape(f"{source.name}.{level}.o" if level else f"{source.name}.o"))
-            lines.append(f"build {objects[-1]}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {escape(ROOT / source)}")
-            lines.append(f"  isa = {LEVELS[level]} -DVIFAST_ISA={level}" if level else "")
+    for source in ext.sources:
+        simd, name = source.endswith(".simd.cpp"), Path(source).name
+        for level in levels if simd else [""]:
+            objects.append(escape(f"{name}.{level}.o" if simd else f"{name}.o"))
+            lines.append(f"build {objects[-1]}: {'nvcc' if source.endswith('.cu') else 'cxx'} {escape(ROOT / source)}")
+            unit = parts if name == "bindings.cpp" else ""
+            lines.append(f"  extra = {LEVELS[level]} -DVIFAST_ISA={level}" if simd else f"  extra = {unit}")
     lines.append(f"build {escape(target)}: {'nvlink' if cuda else 'link'} {' '.join(objects)}\n")
     return "\n".join(lines)
 
@@ -98,7 +101,7 @@ def sources(*patterns):
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
-extensions = [Extension("vifast.kernels._C", sources("csrc/bindings.cpp", "csrc/bind/*.cpp", "csrc/cpu/*.cpp"))]
+extensions = [Extension("vifast.kernels._C", sources("csrc/bindings.cpp", "csrc/cpu/*.cpp"))]
 cuda = option("VIFAST_CUDA", "auto", "0", "1")
 if cuda == "1" and not find_nvcc():
     raise SystemExit("VIFAST_CUDA=1 but nvcc was not found: put it on PATH or set CUDA_HOME")
