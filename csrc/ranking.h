@@ -32,19 +32,27 @@ struct RankResult {
   int64_t* first;  // [n] position of the first hit from 1, 0 without a kept positive, -1 where the row holds a NaN
 };
 
-// Queries [q0, q1). keys [n, size]: smaller is nearer; bias [size] or null is added to every row.
+// A key of column c is scale[c] * x + bias[c], or x itself where both are null: products need no pass of their own.
 template <class T>
-void rank_rows(const T* keys, const T* bias, RankGallery gallery, RankQueries queries, int64_t q0, int64_t q1, RankResult out);
+struct RankKeys {
+  const T* x;  // [n, size]
+  const T *scale, *bias;
+};
+
+// Queries [q0, q1). Smaller keys are nearer.
+template <class T>
+void rank_rows(RankKeys<T> keys, RankGallery gallery, RankQueries queries, int64_t q0, int64_t q1, RankResult out);
 
 // From ranks (any order, from 1; 0: dropped) of one query's positives; sorts them in place.
 void rank_summary(int64_t* ranks, int64_t n, double* ap, double* inp);
 
 // What a row costs depends on the instruction set; the numbers do not. T is float or double.
 
-// out = row + bias, NaN where the camera is dropped; *bad = whether the sum holds a NaN.
+// out = keys of a row, NaN where the camera is dropped; *bad = whether a key is NaN.
 #define VIFAST_RANK_DECLARE(T)                                                                                                 \
   VIFAST_DECLARE(rank_mask_row,                                                                                                \
-                 (const T* row, const T* bias, int64_t n, const int32_t* camera, int32_t drop_camera, T* out, bool* bad))      \
+                 (const T* row, const T* scale, const T* bias, int64_t n, const int32_t* camera, int32_t drop_camera, T* out,  \
+                  bool* bad))                                                                                                  \
   /* count[k] += rows ahead of (value[k], index[k]), for rising indices. */                                                    \
   VIFAST_DECLARE(rank_count, (const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* count))       \
   /* The same for positives sorted so that each is ahead of the next; histogram [p + 1] is scratch. */                         \

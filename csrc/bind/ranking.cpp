@@ -32,14 +32,17 @@ int64_t codes_end(const int32_t* codes, int64_t n, const char* name) {
 }
 
 template <class T>
-void fold(py::object keys, py::object bias, py::object query_identity, py::object gallery_identity, py::object drop_camera,
+void fold(py::object keys, py::object scale, py::object bias, py::object query_identity, py::object gallery_identity, py::object drop_camera,
           py::object gallery_camera, bool own_only, bool per_identity, int64_t limit, py::object ap, py::object inp, py::object first,
           int threads) {
   TensorView k(keys, "keys"), qi(query_identity, "query_identity"), gi(gallery_identity, "gallery_identity"), dc(drop_camera, "drop_camera"),
       gc(gallery_camera, "gallery_camera"), a(ap, "ap"), i(inp, "inp"), f(first, "first");
-  const T* pk = k.data<T>({-1, -1});
+  RankKeys<T> values{k.data<T>({-1, -1}), nullptr, nullptr};
   const int64_t n = k.size(0), size = k.size(1);
-  const T* pb = bias.is_none() ? nullptr : TensorView(bias, "bias").data<T>({size});
+  if (!scale.is_none()) {
+    values.scale = TensorView(scale, "scale").data<T>({size});
+    values.bias = TensorView(bias, "bias").data<T>({size});
+  }
   const RankResult out{a.data<double>({n}), i.data<double>({n}), f.data<int64_t>({n})};
   const RankQueries queries{qi.data<int32_t>({n}), dc.data<int32_t>({n}), own_only, per_identity, limit};
   const int32_t *pgi = gi.data<int32_t>({size}), *pgc = gc.data<int32_t>({size});
@@ -49,7 +52,7 @@ void fold(py::object keys, py::object bias, py::object query_identity, py::objec
   const Groups groups(pgi, size, identities);
   const RankGallery gallery{size, pgi, pgc, groups.begin.data(), groups.row.data(), identities};
   parallel_for(n, std::max<int64_t>(1, (1 << 12) / std::max<int64_t>(1, size)), threads,
-               [&](int64_t q0, int64_t q1) { rank_rows<T>(pk, pb, gallery, queries, q0, q1, out); });
+               [&](int64_t q0, int64_t q1) { rank_rows<T>(values, gallery, queries, q0, q1, out); });
 }
 
 // Ranks of query q are ranks[begin[q]] .. ranks[begin[q + 1] - 1]; they come back sorted.
@@ -69,7 +72,7 @@ void summary(py::object ranks, py::object begin, py::object ap, py::object inp) 
 
 void bind_ranking(py::module_& m) {
   const auto define = [&](const char* name, auto function) {
-    m.def(name, function, py::arg("keys"), py::arg("bias"), py::arg("query_identity"), py::arg("gallery_identity"),
+    m.def(name, function, py::arg("keys"), py::arg("scale"), py::arg("bias"), py::arg("query_identity"), py::arg("gallery_identity"),
           py::arg("drop_camera"), py::arg("gallery_camera"), py::arg("own_only"), py::arg("per_identity"), py::arg("limit"),
           py::arg("ap"), py::arg("inp"), py::arg("first"), py::arg("threads"),
           "Average precision, inverse negative penalty and first hit of every row of keys.");

@@ -56,7 +56,7 @@ void rank_summary(int64_t* ranks, int64_t n, double* ap, double* inp) {
 }
 
 template <class T>
-void rank_rows(const T* keys, const T* bias, RankGallery g, RankQueries queries, int64_t q0, int64_t q1, RankResult out) {
+void rank_rows(RankKeys<T> keys, RankGallery g, RankQueries queries, int64_t q0, int64_t q1, RankResult out) {
   std::vector<T> row(g.size);
   std::vector<int64_t> seen(queries.per_identity ? g.identities : 0, -1), histogram;
   Positives<T> pos;
@@ -65,7 +65,7 @@ void rank_rows(const T* keys, const T* bias, RankGallery g, RankQueries queries,
     const int64_t *own_begin = g.row + g.begin[own], *own_end = g.row + g.begin[own + 1];
     const int32_t drop = queries.drop_camera[q];
     bool bad = false;
-    VIFAST_DISPATCH(rank_mask_row, keys + q * g.size, bias, g.size, g.camera, queries.own_only ? -1 : drop, row.data(), &bad);
+    VIFAST_DISPATCH(rank_mask_row, keys.x + q * g.size, keys.scale, keys.bias, g.size, g.camera, queries.own_only ? -1 : drop, row.data(), &bad);
     for (const int64_t* r = own_begin; r < own_end; ++r) {
       if (dropped(g.camera[*r], own, drop, own, queries.own_only)) row[*r] = std::numeric_limits<T>::quiet_NaN();
     }
@@ -94,7 +94,7 @@ void rank_rows(const T* keys, const T* bias, RankGallery g, RankQueries queries,
   }
 }
 
-template void rank_rows(const float*, const float*, RankGallery, RankQueries, int64_t, int64_t, RankResult);
-template void rank_rows(const double*, const double*, RankGallery, RankQueries, int64_t, int64_t, RankResult);
+template void rank_rows(RankKeys<float>, RankGallery, RankQueries, int64_t, int64_t, RankResult);
+template void rank_rows(RankKeys<double>, RankGallery, RankQueries, int64_t, int64_t, RankResult);
 
 }  // namespace vifast

@@ -22,12 +22,12 @@ struct Lane<double> {
 };
 
 template <class T>
-void mask_row(const T* row, const T* bias, int64_t n, const int32_t* camera, int32_t drop_camera, T* out, bool* bad) {
+void mask_row(const T* row, const T* scale, const T* bias, int64_t n, const int32_t* camera, int32_t drop_camera, T* out, bool* bad) {
   typename Lane<T>::type nan = 0;
-  if (bias) {
+  if (scale) {
 #pragma omp simd reduction(| : nan)
     for (int64_t c = 0; c < n; ++c) {
-      out[c] = row[c] + bias[c];
+      out[c] = scale[c] * row[c] + bias[c];
       nan |= out[c] != out[c];
     }
   } else {
@@ -144,9 +144,9 @@ void identities(const T* row, int64_t n, T value, int64_t index, const int32_t* 
 }  // namespace
 
 #define VIFAST_RANK_DEFINE(T)                                                                                             \
-  void rank_mask_row(const T* row, const T* bias, int64_t n, const int32_t* camera, int32_t drop_camera, T* out,          \
-                     bool* bad) {                                                                                         \
-    mask_row(row, bias, n, camera, drop_camera, out, bad);                                                                \
+  void rank_mask_row(const T* row, const T* scale, const T* bias, int64_t n, const int32_t* camera, int32_t drop_camera,  \
+                     T* out, bool* bad) {                                                                                 \
+    mask_row(row, scale, bias, n, camera, drop_camera, out, bad);                                                         \
   }                                                                                                                       \
   void rank_count(const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* count) {             \
     count_ahead(row, n, value, index, p, count);                                                                          \

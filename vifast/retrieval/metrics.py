@@ -10,6 +10,8 @@ from vifast.retrieval._arguments import METRICS, as_tensor, check_finite, featur
 from vifast.retrieval.ranking import RankFold, RankMetrics
 
 WORKSPACE = 64 * 2**20  # bytes of the matrix that exist at a time
+ORIGIN_ROWS = 128  # of either set, whose mean stands for the mean of all
+LARGEST = {torch.float32: 1e37, torch.float64: 1e300}  # products beyond this may overflow on the way
 
 
 def evaluate_distance(
@@ -103,9 +105,8 @@ def evaluate(
         gallery_ids: [G] likewise.
         query_cams: [Q] cameras, needed by every ``exclude`` but ``"none"``.
         gallery_cams: [G] likewise.
-        metric: ``"cosine"`` (rows scaled to unit length; a zero row has cosine 0 with every other), ``"euclidean"`` and
-            ``"sqeuclidean"`` (the same order: ||g||^2 - 2 q.g of rows less their common mean), ``"dot"`` (larger is
-            nearer).
+        metric: ``"cosine"`` (a zero row has cosine 0 with every other), ``"euclidean"`` and ``"sqeuclidean"`` (the same
+            order: ||g||^2 - 2 q.g of rows less a common origin), ``"dot"`` (larger is nearer).
         exclude: as in :func:`evaluate_distance`.
         cmc: likewise.
         topk: likewise.
@@ -116,10 +117,11 @@ def evaluate(
     Raises:
         TypeError: features that are not floating point or of two dtypes, ids or cameras that are not integers.
         ValueError: shapes or devices that do not fit, unknown ``metric``, ``exclude`` or ``cmc``, missing cameras,
-            ``topk`` below 1, features that are not finite or overflow in a product, no valid query.
+            ``topk`` below 1, features that are not finite or whose products could overflow, no valid query.
 
     Memory:
-        One copy of both feature sets and a workspace of 64 MiB (at least two rows of the matrix); never Q x G.
+        A workspace of 64 MiB (at least two rows of the matrix), for the Euclidean metrics a copy of the gallery and of
+        a block of queries, for half types a float32 copy of both; never Q x G.
 
     Source:
         Protocols: specs idkl 10.
@@ -133,27 +135,42 @@ def evaluate(
     _checks.one_of("metric", metric, METRICS)
     query, gallery = features(query, gallery)
     state = RankFold(len(query), len(gallery), query_ids, gallery_ids, query_cams, gallery_cams, exclude, cmc, topk)
-    check_finite("query", query)
-    check_finite("gallery", gallery)
-    keyed, other, bias = _linear_keys(query, gallery, metric)
+    query, gallery = (x if x.dtype == torch.float64 else x.float() for x in (query, gallery))
+    origin, other, linear = _products_to_keys(query, gallery, metric)
     step = _block_rows(len(other), other.dtype)
-    workspace = other.new_empty(min(step, len(keyed)), len(other))
-    for start in range(0, len(keyed), step):
-        rows = keyed[start : start + step]
-        state.fold(product(rows, other, workspace[: len(rows)]), start, bias)
+    workspace = other.new_empty(min(step, len(query)), len(other))
+    for start in range(0, len(query), step):
+        rows = query[start : start + step]
+        rows = rows if origin is None else rows - origin
+        state.fold(product(rows, other, workspace[: len(rows)]), start, linear)
     return state.metrics("query")
 
 
-def _linear_keys(query: Tensor, gallery: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Rows and a bias such that ``a_i . b_j + bias_j`` rises with the distance of query i to gallery row j."""
-    query, gallery = (x if x.dtype == torch.float64 else x.float() for x in (query, gallery))
+def _products_to_keys(query: Tensor, gallery: Tensor, metric: str):
+    """(origin, rows, (scale, bias)): ``scale * (q - origin) . row + bias`` rises with q's distance to a gallery row.
+
+    A factor or a constant that all keys of a query share changes no ranking, so queries are not scaled, and only the
+    Euclidean metrics copy the gallery.
+    """
+    norm_q, norm_g = _finite_norms("query", query), _finite_norms("gallery", gallery)
+    if float(norm_q.max()) * float(norm_g.max()) > LARGEST[gallery.dtype]:
+        raise ValueError(f"query, gallery: expected norms whose product stays below {LARGEST[gallery.dtype]:g}")
+    zero, one = (gallery.new_full((len(gallery),), value) for value in (0.0, 1.0))
     if metric == "cosine":
-        return -_unit_rows(query), _unit_rows(gallery), None
+        return None, gallery, (-torch.where(norm_g > 0, 1 / norm_g, 0.0).to(gallery.dtype), zero)
     if metric == "dot":
-        return -query, gallery, None
-    origin = (query.sum(0) + gallery.sum(0)) / (len(query) + len(gallery))
-    gallery = gallery - origin
-    return (query - origin).mul_(-2), gallery, _norms(gallery).square().to(gallery.dtype)
+        return None, gallery, (-one, zero)
+    sample = [x[:: -(-len(x) // ORIGIN_ROWS)] for x in (query, gallery)]
+    origin = torch.cat(sample).mean(0)  # any row near the others takes away the cancellation of a shared offset
+    rows = gallery - origin
+    return origin, rows, (-2 * one, _norms(rows).square().to(rows.dtype))
+
+
+def _finite_norms(name: str, x: Tensor) -> Tensor:
+    norm = _norms(x)
+    if not bool(norm.isfinite().all()):
+        check_finite(name, x)
+    return norm
 
 
 def _norms(x: Tensor) -> Tensor:
@@ -163,11 +180,6 @@ def _norms(x: Tensor) -> Tensor:
     norm = torch.empty(len(x), dtype=torch.float64)
     _C.row_norms(x.contiguous(), norm, torch.get_num_threads())
     return norm
-
-
-def _unit_rows(x: Tensor) -> Tensor:
-    norm = _norms(x)
-    return x * torch.where(norm > 0, 1 / norm, 0.0).to(x.dtype)[:, None]
 
 
 def _block_rows(num_gallery: int, dtype: torch.dtype) -> int:

@@ -54,20 +54,24 @@ class RankFold:
         self.inp = torch.empty(num_query, dtype=torch.float64)
         self.first = torch.empty(num_query, dtype=torch.int64)
 
-    def fold(self, keys: Tensor, start: int, bias: Tensor | None = None) -> None:
-        """Rows ``start ..`` of the matrix: ``keys [n, G]``, smaller is nearer, plus ``bias [G]`` on every row."""
+    def fold(self, keys: Tensor, start: int, linear: tuple[Tensor, Tensor] | None = None) -> None:
+        """Rows ``start ..`` of the matrix: ``keys [n, G]``, smaller is nearer.
+
+        With ``linear = (scale [G], bias [G])`` the keys are ``scale * keys + bias`` instead.
+        """
         rows = slice(start, start + len(keys))
         if keys.dtype not in (torch.float32, torch.float64):
             keys = keys.float()
         if keys.device.type == "cuda" and _CUDA is not None:
-            self._fold_cuda(keys if bias is None else keys + bias, rows)
+            self._fold_cuda(keys if linear is None else torch.addcmul(linear[1], linear[0], keys), rows)
         else:
-            self._fold_cpu(keys.cpu().contiguous(), rows, None if bias is None else bias.cpu())
+            self._fold_cpu(keys.cpu().contiguous(), rows, *(x.cpu() for x in linear or ()))
 
-    def _fold_cpu(self, keys: Tensor, rows: slice, bias: Tensor | None) -> None:
+    def _fold_cpu(self, keys: Tensor, rows: slice, scale: Tensor | None = None, bias: Tensor | None = None) -> None:
         function = _C.rank_fold_float32 if keys.dtype == torch.float32 else _C.rank_fold_float64
         function(
             keys,
+            scale,
             bias,
             self.query_identity[rows],
             self.gallery_identity,
