@@ -115,9 +115,9 @@ class TensorView {
       throw py::value_error(std::string(name_) + ": expected shape " + shape_text(sizes.begin(), static_cast<int>(sizes.size())) + ", got " +
                             shape_text(t_.shape, t_.ndim));
     }
-    int64_t step = 1;
+    int64_t step = 1;  // 0 from an empty dimension on: without elements any strides will do
     for (int d = t_.ndim - 1; d >= 0; --d) {
-      if (t_.strides != nullptr && t_.shape[d] > 1 && t_.strides[d] != step) {
+      if (t_.strides != nullptr && step > 0 && t_.shape[d] > 1 && t_.strides[d] != step) {
         throw py::value_error(std::string(name_) + ": expected a contiguous tensor");
       }
       step *= t_.shape[d];
