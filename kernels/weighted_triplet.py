@@ -278,7 +278,7 @@ def _cpu_backward(grad, saved, dist, centered_rows, feat, labels, stable, precis
     if 0 < len(x) <= KEEP_UP_TO and len(dist):
         weights = dist.clone()
         _C.WrtBackward(x, None, labels, stable, grad, saved, threads).weigh(weights, 0, 0, threads)
-        return torch.mm(weights, centered_rows).to(feat.dtype)
+        return torch.mm(weights, centered_rows, out=torch.empty_like(x)).to(feat.dtype)  # autocast leaves out= alone
     x_c, _ = centered(x, x)
     out = torch.empty_like(x)
     backward = _C.WrtBackward(x, x_c, labels, stable, grad, saved, threads)
