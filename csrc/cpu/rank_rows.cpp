@@ -10,7 +10,9 @@ namespace vifast {
 
 namespace {
 
-constexpr int64_t kBucketFrom = 128;  // positives from which a binary search beats counting
+// Positives from which a binary search beats counting, measured with 8192 gallery rows: 250 with AVX-512, 100 with AVX2, 80
+// with neither. Both give the same numbers.
+int64_t bucket_from() { return isa() == Isa::avx512 ? 256 : 96; }
 
 template <class T>
 struct Positives {  // kept positives of one query
@@ -76,7 +78,7 @@ void rank_rows(RankKeys<T> keys, RankGallery g, RankQueries queries, int64_t q0,
       out.first[q] = bad ? -1 : 0;
       continue;
     }
-    if (p < kBucketFrom) {
+    if (p < bucket_from()) {
       VIFAST_DISPATCH(rank_count, row.data(), g.size, pos.value.data(), pos.index.data(), p, pos.rank.data());
     } else {
       pos.sort(row.data());

@@ -88,9 +88,9 @@ def test_against_the_oracle(exclude, cmc, dtype):
 @pytest.mark.parametrize("ties", [False, True])
 def test_many_positives_take_the_other_path_to_the_same_numbers(isa, dtype, ties):
     rng = np.random.default_rng(0)
-    ids = rng.integers(0, 2, 700)  # about 350 positives a query, counted through their histogram
-    cams = rng.integers(0, 3, 700)
-    dist = torch.from_numpy(rng.integers(0, 20 if ties else 10**6, (4, 700)) / 7).to(dtype)
+    ids = rng.integers(0, 2, 1000)  # about 330 positives a query, counted through their histogram
+    cams = rng.integers(0, 3, 1000)
+    dist = torch.from_numpy(rng.integers(0, 20 if ties else 10**6, (4, 1000)) / 7).to(dtype)
     expected = oracle.evaluate(dist.tolist(), ids[:4], ids, cams[:4], cams, "same_camera", "identity", 20)
     result = evaluate_distance(dist, ids[:4], ids, cams[:4], cams, exclude="same_camera", cmc="identity")
     np.testing.assert_array_equal(result.ap, expected[1])
