@@ -28,27 +28,20 @@ def _at_least(rows: Tensor, n: int) -> Tensor:
     return rows if len(rows) >= n else torch.cat((rows, rows.new_zeros(n - len(rows), rows.size(1))))
 
 
-def tile_rows(n: int) -> int:
-    """Rows of a square tile: small enough to skip half of the tiles, large enough for the product's speed."""
-    return 512 if n >= 2048 else 256
-
-
-def tile_pairs(n: int):
+def tile_pairs(n: int, step: int):
     """Tiles (row start, row stop, column start, column stop) of the upper triangle of an n x n problem, row by row."""
-    step = tile_rows(n)
     for i in range(0, n, step):
         for j in range(i, n, step):
             yield i, min(i + step, n), j, min(j + step, n)
 
 
-def diagonal_last(n: int):
+def diagonal_last(n: int, step: int):
     """The same tiles, those on the diagonal after all others."""
-    return sorted(tile_pairs(n), key=lambda tile: tile[0] == tile[2])
+    return sorted(tile_pairs(n, step), key=lambda tile: tile[0] == tile[2])
 
 
-def all_tiles(n: int, m: int):
+def all_tiles(n: int, m: int, step: int):
     """Tiles of an n x m problem, row by row."""
-    step = tile_rows(max(n, m))
     for i in range(0, n, step):
         for j in range(0, m, step):
             yield i, min(i + step, n), j, min(j + step, m)

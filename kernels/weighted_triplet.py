@@ -14,7 +14,7 @@ Backward with c_ij = dL/dd_ij and s_ij = (c_ij + c_ji) / d_ij, grad_i = f_i sum_
          -slope_i e^{-d_ij} (1 - d_ij + q_i) / z-_i for negatives; since 1e-6 does not move with m_i, the largest
          positive also gets -slope_i p_i 1e-6 / z+_i.
 Memory   mean-free rows and the gradient, O(N) state, one tile (CPU) or one strip of 512 x N (CUDA): no N x N beyond
-         KEEP_UP_TO rows.
+         KEEP_DISTANCES rows.
 Floor    3 products N x N x D (forward, recomputed distances, gradient); 2 on the CPU, where each pair of tiles is
          multiplied once.
 Source   specs idkl 13; Ye et al. 2021 (AGW), weighted regularised triplet. Recomputation as in FlashAttention.
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from vifast.kernels import _C
-from vifast.kernels._cpu import centered, diagonal_last, float_rows, product, tile_pairs, tile_rows
+from vifast.kernels._cpu import centered, diagonal_last, float_rows, product, tile_pairs
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
 from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile, tile_launch
@@ -33,13 +33,11 @@ from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row
 EPS = 1e-6
 FLOOR = 1e-12
 SAVED = 7
-# Up to this many rows the CPU keeps distances and mean-free rows for the backward: one product of three is saved.
-KEEP_UP_TO = 128
+# Up to so many rows the CPU keeps for the backward: the distances (one product of three less), and the mean-free rows
+# (at N = 512 making them again took 1.5 of 20 ms, mostly fresh pages).
+KEEP_DISTANCES, KEEP_ROWS = 128, 2048
+# Rows of a strip (CUDA) and of a tile (CPU): the product with the weights wants a depth of 512, at 256 it takes 1.7 x.
 STRIP = 512
-
-
-def _keeps(feat: Tensor) -> bool:
-    return feat.size(0) <= KEEP_UP_TO and feat.device.type == "cpu" and feat.dtype != torch.float64
 
 
 def _distances(x: Tensor) -> Tensor:
@@ -69,8 +67,10 @@ def weighted_triplet_ref(
     loss = torch.where(active, softplus(p - q), 0.0)
     slope = torch.where(active, torch.sigmoid(p - q), 0.0)
     least = torch.where(has_neg, least, 0.0)
-    kept = (dist.clone(), x - x.mean(0)) if _keeps(feat) else (x.new_empty(0), x.new_empty(0))
-    return loss, torch.stack((slope, top, inv_pos, p, least, inv_neg, q)), *kept
+    _, _, kept_dist, kept_rows = _alloc(feat, labels, stable, precision)
+    kept_dist = dist.clone() if kept_dist.dim() == 2 else kept_dist
+    kept_rows = x - x.mean(0) if kept_rows.dim() == 2 else kept_rows
+    return loss, torch.stack((slope, top, inv_pos, p, least, inv_neg, q)), kept_dist, kept_rows
 
 
 @triton.jit
@@ -185,14 +185,15 @@ def _alloc(feat, labels, stable, precision):
     check(fits, lambda: f"weighted_triplet: expected [N, D] and [N], got {list(feat.shape)} and {list(labels.shape)}")
     n, d = feat.shape
     acc = torch.promote_types(feat.dtype, torch.float32)
-    dist, centered_rows = ((n, n), (n, d)) if _keeps(feat) else ((0,), (0,))
+    small = feat.device.type == "cpu" and acc == torch.float32
+    dist = (n, n) if small and n <= KEEP_DISTANCES else (0,)
+    centered_rows = (n, d) if small and n <= KEEP_ROWS else (0,)
     return tuple(feat.new_empty(shape, dtype=acc) for shape in ((n,), (SAVED, n), dist, centered_rows))
 
 
-def _product_tiles(x_c: Tensor, tiles):
-    """(i, i_end, j, j_end, products) of tiles of ``x_c @ x_c.T``; one buffer serves them all."""
-    n = len(x_c)
-    buffer = x_c.new_empty(min(tile_rows(n), n) ** 2)
+def _product_tiles(x_c: Tensor, tiles, out: Tensor | None = None):
+    """(i, i_end, j, j_end, products) of tiles of ``x_c @ x_c.T``; one buffer, or ``out``, serves them all."""
+    buffer = x_c.new_empty(min(STRIP, len(x_c)) ** 2) if out is None else out.view(-1)
     for i, i_end, j, j_end in tiles:
         tile = buffer[: (i_end - i) * (j_end - j)].view(i_end - i, j_end - j)
         yield i, i_end, j, j_end, product(x_c[i:i_end], x_c[j:j_end], tile)
@@ -201,19 +202,14 @@ def _product_tiles(x_c: Tensor, tiles):
 @weighted_triplet.register_kernel("cpu")
 def _cpu(feat, labels, stable, precision):
     x, threads = float_rows(feat), torch.get_num_threads()
-    loss, saved, dist, x_c = _alloc(feat, labels, stable, precision)
-    if len(x) <= KEEP_UP_TO:
-        _C.center(x, x, x_c, x_c, threads)
-        tiles = [(0, 0, product(x_c, x_c, dist))] if len(x) else []
-        rows = x_c
-    else:
-        rows, _ = centered(x, x)
-        tiles = ((i, j, tile) for i, _, j, _, tile in _product_tiles(rows, tile_pairs(len(x))))
-    forward = _C.WrtForward(x, rows, labels.contiguous(), stable, threads)
-    for i, j, tile in tiles:
+    loss, saved, dist, kept_rows = _alloc(feat, labels, stable, precision)
+    x_c = kept_rows if kept_rows.dim() == 2 else torch.empty_like(x)
+    _C.center(x, x, x_c, x_c, threads)
+    forward = _C.WrtForward(x, x_c, labels.contiguous(), stable, threads)
+    for i, _, j, _, tile in _product_tiles(x_c, tile_pairs(len(x), STRIP), dist if dist.dim() == 2 else None):
         forward.fold(tile, i, j, threads)
     forward.finish(loss, saved)
-    return loss, saved, dist, x_c
+    return loss, saved, dist, kept_rows
 
 
 @weighted_triplet.register_kernel("cuda")
@@ -275,11 +271,11 @@ def _alloc_backward(grad, saved, dist, centered_rows, feat, labels, stable, prec
 def _cpu_backward(grad, saved, dist, centered_rows, feat, labels, stable, precision):
     x, threads = float_rows(feat), torch.get_num_threads()
     labels, grad = labels.contiguous(), grad.contiguous()
-    if 0 < len(x) <= KEEP_UP_TO and len(dist):
+    if dist.dim() == 2:
         weights = dist.clone()
         _C.WrtBackward(x, None, labels, stable, grad, saved, threads).weigh(weights, 0, 0, threads)
         return torch.mm(weights, centered_rows, out=torch.empty_like(x)).to(feat.dtype)  # autocast leaves out= alone
-    x_c, _ = centered(x, x)
+    x_c = centered_rows if centered_rows.dim() == 2 else centered(x, x)[0]
     out = torch.empty_like(x)
     backward = _C.WrtBackward(x, x_c, labels, stable, grad, saved, threads)
     started = set()
@@ -288,7 +284,7 @@ def _cpu_backward(grad, saved, dist, centered_rows, feat, labels, stable, precis
         torch.addmm(out[start:stop], weights, rows, beta=float(start in started), out=out[start:stop])
         started.add(start)
 
-    for i, i_end, j, j_end, tile in _product_tiles(x_c, diagonal_last(len(x))):
+    for i, i_end, j, j_end, tile in _product_tiles(x_c, diagonal_last(len(x), STRIP)):
         backward.weigh(tile, i, j, threads)
         add(i, i_end, tile, x_c[j:j_end])
         if i != j:
