@@ -60,10 +60,17 @@ const float* widen(const uint16_t* row, RowType type, int64_t d, float* out) {
   return out;
 }
 
+// Candidates lie anywhere in the gallery: the next row is fetched while this one is scored.
+void prefetch(const void* row, int64_t bytes) {
+  for (int64_t b = 0; b < bytes && b < 4096; b += 64) __builtin_prefetch(static_cast<const char*>(row) + b);
+}
+
 template <class T, class RowAt>
-void score(Metric metric, const T* query, int64_t d, Candidate* candidate, int64_t n, RowAt row_at) {
+void score(Metric metric, const T* query, int64_t d, Candidate* candidate, int64_t n, Rows gallery, RowAt row_at) {
+  const int64_t width = d * (gallery.type == RowType::float64 ? 8 : gallery.type == RowType::float32 ? 4 : 2);
   const double query_sq = metric == Metric::cosine ? exact_dot(query, query, d) : 0;
   for (int64_t i = 0; i < n; ++i) {
+    if (i + 1 < n) prefetch(static_cast<const char*>(gallery.data) + candidate[i + 1].index * width, width);
     if (candidate[i].lower == candidate[i].upper) continue;
     candidate[i].lower = candidate[i].upper = exact_key(metric, query, query_sq, row_at(candidate[i].index), d);
   }
@@ -96,13 +103,13 @@ void topk_score(Metric metric, const void* query, Rows gallery, Candidate* candi
   const int64_t d = gallery.d;
   if (gallery.type == RowType::float64) {
     const double* rows = static_cast<const double*>(gallery.data);
-    score(metric, static_cast<const double*>(query), d, candidate, n, [=](int64_t j) { return rows + j * d; });
+    score(metric, static_cast<const double*>(query), d, candidate, n, gallery, [=](int64_t j) { return rows + j * d; });
   } else if (gallery.type == RowType::float32) {
     const float* rows = static_cast<const float*>(gallery.data);
-    score(metric, static_cast<const float*>(query), d, candidate, n, [=](int64_t j) { return rows + j * d; });
+    score(metric, static_cast<const float*>(query), d, candidate, n, gallery, [=](int64_t j) { return rows + j * d; });
   } else {
     const uint16_t* rows = static_cast<const uint16_t*>(gallery.data);
-    score(metric, static_cast<const float*>(query), d, candidate, n,
+    score(metric, static_cast<const float*>(query), d, candidate, n, gallery,
           [=](int64_t j) { return widen(rows + j * d, gallery.type, d, scratch); });
   }
 }
