@@ -33,7 +33,7 @@ test: lint unit interpret
 
 unit: $(READY)
 	@echo "== tests and doctests"
-	@$(PYTEST) -m "not gpu" tests
+	@$(PYTEST) -m "not gpu and not triton" tests
 
 interpret: $(READY)
 	@echo "== Triton kernels in the interpreter"

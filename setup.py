@@ -1,7 +1,7 @@
 """Builds the extensions with ninja: parallel, incremental, flags by file name. Needs pybind11 and ninja, never torch.
 
 Environment: CXX, CXXFLAGS, CUDA_HOME as usual; VIFAST_CUDA=auto|0|1 (auto: where nvcc is found);
-VIFAST_CUDA_ARCHS="80;90;100"; VIFAST_ISA=auto|scalar (scalar: only the compiler's base instruction set);
+VIFAST_CUDA_ARCHS, like "80;90"; VIFAST_ISA=auto|scalar (scalar: only the compiler's base instruction set);
 VIFAST_SANITIZE, a value of -fsanitize.
 """
 
@@ -45,8 +45,13 @@ def simd_levels():
 
 
 def cuda_archs():
-    """Flags for one cubin per listed architecture, and PTX of the last for newer cards."""
-    archs = os.environ.get("VIFAST_CUDA_ARCHS", "80;90;100").replace(",", ";").split(";")
+    """Flags for one cubin per architecture, and PTX of the last for newer cards."""
+    archs = os.environ.get("VIFAST_CUDA_ARCHS", "").replace(",", ";").split(";")
+    if archs == [""]:  # an older nvcc does not know all of them
+        known = subprocess.run(
+            [find_nvcc(), "--list-gpu-arch"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        archs = [arch for arch in ("80", "90", "100") if f"compute_{arch}" in known]
     code = [(arch, "sm") for arch in archs] + [(archs[-1], "compute")]
     return " ".join(f"-gencode arch=compute_{arch},code={kind}_{arch}" for arch, kind in code)
 
@@ -68,10 +73,14 @@ def ninja_file(ext, target):
     compile_one = f"{includes} -MD -MF $out.d -c $in -o $out\n  deps = gcc\n  depfile = $out.d"
     lines = [
         f"rule cxx\n  command = {cxx} {flags} $extra {compile_one}",
-        f"rule nvcc\n  command = {find_nvcc()} {NVCCFLAGS} {cuda_archs()} {compile_one}",
         f"rule link\n  command = {cxx} {SHARED} {sanitizer} $in -o $out -ldl -lpthread",
-        f"rule nvlink\n  command = {find_nvcc()} -shared -cudart static $in -o $out",
     ]
+    if cuda:
+        nvcc = shlex.quote(find_nvcc())
+        lines += [
+            f"rule nvcc\n  command = {nvcc} {NVCCFLAGS} {cuda_archs()} {compile_one}",
+            f"rule nvlink\n  command = {nvcc} -shared -cudart static --no-device-link $in -o $out",
+        ]
     # All bindings in one translation unit: pybind11's headers are most of what a file of them costs to compile.
     parts = " ".join(f"-include {shlex.quote(str(ROOT / part))}" for part in sources("csrc/bind/*.cpp"))
     objects = []
