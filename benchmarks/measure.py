@@ -1,5 +1,6 @@
 """Timing of several callables in turn, and the peak memory of one."""
 
+import ctypes
 import time
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def peak_mib(run):
         run()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # else the run would reuse pages that its warm-up left behind
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark of resident memory
     before = _status("VmRSS")
     run()
