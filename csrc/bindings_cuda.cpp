@@ -17,8 +17,8 @@ void rank_count(py::object keys, py::object query_identity, py::object gallery_i
                 py::object gallery_camera, bool own_only, py::object begin, py::object row, py::object slot, py::object rank,
                 py::object first, py::object seen, uintptr_t stream) {
   constexpr int32_t kGpu = dlpack::kCUDA;
-  TensorView k(keys, "keys"), qi(query_identity, "query_identity"), gi(gallery_identity, "gallery_identity"), dc(drop_camera, "drop_camera"),
-      gc(gallery_camera, "gallery_camera"), b(begin, "begin"), r(row, "row"), s(slot, "slot"), out(rank, "rank"), f(first, "first");
+  TensorView k(keys, "keys"), qi(query_identity, "query_identity"), gi(gallery_identity, "gallery_identity"),
+      dc(drop_camera, "drop_camera"), gc(gallery_camera, "gallery_camera"), b(begin, "begin"), r(row, "row"), s(slot, "slot"), out(rank, "rank"), f(first, "first");
   const T* pk = k.data<T>({-1, -1}, kGpu);
   const int64_t n = k.size(0), size = k.size(1);
   RankJob job{n, size, qi.data<int32_t>({n}, kGpu), gi.data<int32_t>({size}, kGpu), dc.data<int32_t>({n}, kGpu),

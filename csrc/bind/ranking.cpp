@@ -32,11 +32,11 @@ int64_t codes_end(const int32_t* codes, int64_t n, const char* name) {
 }
 
 template <class T>
-void fold(py::object keys, py::object scale, py::object bias, py::object query_identity, py::object gallery_identity, py::object drop_camera,
-          py::object gallery_camera, bool own_only, bool per_identity, int64_t limit, py::object ap, py::object inp, py::object first,
+void fold(py::object keys, py::object scale, py::object bias, py::object query_identity, py::object gallery_identity,
+          py::object drop_camera, py::object gallery_camera, bool own_only, bool per_identity, int64_t limit, py::object ap, py::object inp, py::object first,
           int threads) {
-  TensorView k(keys, "keys"), qi(query_identity, "query_identity"), gi(gallery_identity, "gallery_identity"), dc(drop_camera, "drop_camera"),
-      gc(gallery_camera, "gallery_camera"), a(ap, "ap"), i(inp, "inp"), f(first, "first");
+  TensorView k(keys, "keys"), qi(query_identity, "query_identity"), gi(gallery_identity, "gallery_identity"),
+      dc(drop_camera, "drop_camera"), gc(gallery_camera, "gallery_camera"), a(ap, "ap"), i(inp, "inp"), f(first, "first");
   RankKeys<T> values{k.data<T>({-1, -1}), nullptr, nullptr};
   const int64_t n = k.size(0), size = k.size(1);
   if (!scale.is_none()) {

@@ -67,7 +67,8 @@ void rank_rows(RankKeys<T> keys, RankGallery g, RankQueries queries, int64_t q0,
     const int64_t *own_begin = g.row + g.begin[own], *own_end = g.row + g.begin[own + 1];
     const int32_t drop = queries.drop_camera[q];
     bool bad = false;
-    VIFAST_DISPATCH(rank_mask_row, keys.x + q * g.size, keys.scale, keys.bias, g.size, g.camera, queries.own_only ? -1 : drop, row.data(), &bad);
+    VIFAST_DISPATCH(rank_mask_row, keys.x + q * g.size, keys.scale, keys.bias, g.size, g.camera, queries.own_only ? -1 : drop,
+                    row.data(), &bad);
     for (const int64_t* r = own_begin; r < own_end; ++r) {
       if (dropped(g.camera[*r], own, drop, own, queries.own_only)) row[*r] = std::numeric_limits<T>::quiet_NaN();
     }
@@ -89,7 +90,8 @@ void rank_rows(RankKeys<T> keys, RankGallery g, RankQueries queries, int64_t q0,
     out.first[q] = pos.rank[best];
     if (queries.per_identity && pos.rank[best] > 1) {
       int64_t others = 0;
-      VIFAST_DISPATCH(rank_identities, row.data(), g.size, pos.value[best], pos.index[best], g.identity, q, seen.data(), queries.limit, &others);
+      VIFAST_DISPATCH(rank_identities, row.data(), g.size, pos.value[best], pos.index[best], g.identity, q, seen.data(),
+                      queries.limit, &others);
       out.first[q] = others + 1;
     }
     rank_summary(pos.rank.data(), p, out.ap + q, out.inp + q);
