@@ -330,7 +330,7 @@ def _add_side(
     if OWN:
         weight = _weight(g_loss_ptr, g_pos_ptr, g_neg_ptr, d_pos_ptr, d_neg_ptr, index_ptr, margin, row, POSITIVE,
                          ROOT, SCALE_, SOFT, FLOOR_)  # fmt: skip
-        mask = (k < n_cols) & (weight != 0.0)
+        mask = k < tl.where(weight != 0.0, n_cols, 0)
         theirs = tl.load(other_ptr + tl.load(index_ptr + row) * n_cols + k, mask=mask, other=0.0).to(tl.float32)
         acc += tl.where(mask, weight * (own - theirs), 0.0)
     if REVERSE:
@@ -343,7 +343,7 @@ def _add_side(
                 last = tl.min(tl.where(chosen & (anchor > last), anchor, n), 0)
                 weight = _weight(g_loss_ptr, g_pos_ptr, g_neg_ptr, d_pos_ptr, d_neg_ptr, index_ptr, margin, last,
                                  POSITIVE, ROOT, SCALE_, SOFT, FLOOR_)  # fmt: skip
-                mask = (k < n_cols) & (weight != 0.0)
+                mask = k < tl.where(weight != 0.0, n_cols, 0)
                 theirs = tl.load(other_ptr + tl.cast(last, tl.int64) * n_cols + k, mask=mask, other=0.0).to(tl.float32)
                 acc += tl.where(mask, weight * (own - theirs), 0.0)
                 left -= 1
