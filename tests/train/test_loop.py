@@ -135,3 +135,12 @@ def test_optimizer_scales_rates_by_group(config, tmp_path):
     assert rates == {len(groups["backbone"]): pytest.approx(0.01), len(groups["head"]): 0.1}
     with pytest.raises(ConfigError, match="expected among backbone, head, got 'trunk'"):
         build_optimizer(trainer.system, OptimizerConfig(lr_scale={"trunk": 0.1}))
+
+
+def test_threads_are_set(tiny_overrides, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        Trainer(load_config("agw-sysu", [*tiny_overrides, "threads=1"]), tmp_path / "run", quiet=True)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -83,6 +83,7 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0)
     precision: Literal["no", "fp16", "bf16"] = "no"
     channels_last: bool = True
+    threads: int | None = Field(None, ge=1, description="of torch on the CPU; None: as many as it likes")
     evaluate_every: int = Field(10, ge=0, description="epochs between evaluations; 0: only after the last")
 
 

@@ -50,6 +50,8 @@ class Trainer:
         self.config, self.out, self.quiet = config, Path(out), quiet
         self.epoch = 0
         self._claim_folder(resume)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         self.accelerator = Accelerator(mixed_precision=config.precision)
         self.dataset: Dataset = open_dataset(config)
         set_seed(config.seed)
