@@ -15,7 +15,7 @@ INSTALL ?= --no-build-isolation -e '.[dev,bench]'
 PY      := $(VENV)/bin/python
 PIP     := $(PY) -m pip --disable-pip-version-check -q
 # One torch thread a worker: the workers already fill the cores.
-PYTEST  := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -rs -n $(JOBS) --dist loadgroup
+PYTEST  := OMP_NUM_THREADS=1 $(VENV)/bin/pytest -q -rs -n $(JOBS)
 READY   := $(VENV)/.vifast
 DEMO    := runs/demo
 INTERPRET  := TRITON_INTERPRET=1 $(PYTEST) -m triton tests
@@ -31,9 +31,11 @@ demo: $(READY)
 
 test: lint unit interpret
 
+# Packaging builds once a session, on all cores by itself.
 unit: $(READY)
 	@echo "== tests and doctests"
-	@$(PYTEST) -m "not gpu and not triton" tests
+	@$(PYTEST) -m "not gpu and not triton" --ignore tests/test_packaging.py tests
+	@$(PYTEST) -n 0 tests/test_packaging.py
 
 interpret: $(READY)
 	@echo "== Triton kernels in the interpreter"

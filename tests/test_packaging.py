@@ -23,8 +23,6 @@ SHIPPED = ("csrc", "kernels", "vifast", "pyproject.toml", "setup.py", "MANIFEST.
 # The content does not depend on optimisation, and one instruction set is the build for other processors.
 QUICK = {"CXXFLAGS": "-O0", "VIFAST_ISA": "scalar", "VIFAST_CUDA": "0"}
 
-pytestmark = pytest.mark.xdist_group("packaging")
-
 
 def run(*command, cwd, **environment):
     """Standard output of a command that must succeed; the checkout is not on the path of the Python it starts."""
