@@ -10,14 +10,14 @@ import torch
 def interleaved(providers, rounds, seconds):
     """Times every provider once a round, so that a slow moment of the machine hits all alike; {name: sorted seconds}.
 
-    Stops after ``rounds`` rounds, or when ``seconds`` are spent and every provider has run twice.
+    Stops after ``rounds`` rounds, or when ``seconds`` are spent after at least one.
     """
     for run in providers.values():
         run()
     times = {name: [] for name in providers}
     start = time.perf_counter()
     for done in range(rounds):
-        if done >= 2 and time.perf_counter() - start > seconds:
+        if done >= 1 and time.perf_counter() - start > seconds:
             break
         for name, run in providers.items():
             _synchronize()
@@ -33,8 +33,7 @@ def quantile(values, share):
 
 
 def peak_mib(run):
-    """Most memory above the start while ``run`` runs: device memory on a GPU, resident pages otherwise."""
-    run()
+    """Most memory above the start while ``run``, warm, runs: device memory on a GPU, resident pages otherwise."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

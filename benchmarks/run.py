@@ -103,26 +103,29 @@ def main():
     chosen = [c for c in CASES if (not args.only or c.op in args.only) and (c.gpu or device == "cpu")]
     if not chosen:
         sys.exit(f"--only: expected some of {', '.join(c.op for c in CASES)}, got {' '.join(args.only)}")
-    rows = []
     for case in chosen:
         for full_size in case.sizes:
             size = smoke_size(full_size) if args.smoke else full_size
-            for row in run_case(case, size, args.smoke, device):
-                rows.append(row | where)
+            rows = [row | where for row in run_case(case, size, args.smoke, device)]
+            for row in rows:
                 memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:9.1f} MiB"
                 print(
                     f"{row['op']:22} {'x'.join(map(str, size)):>20} {row['provider']:13} {row['ms_p50']:10.3f} ms"
                     f" {row['to_floor']:7.2f} x floor {row['to_vifast']:7.2f} x vifast {memory}",
                     flush=True,
                 )
-    if not args.smoke:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        kept = [] if not out.exists() else [json.loads(line) for line in out.read_text().splitlines()]
-        kept = [k for k in kept if (k["op"], k["size"]) not in [(r["op"], r["size"]) for r in rows]]
-        partial = out.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept + rows))
-        partial.replace(out)
-        print(f"recorded {len(rows)} rows in {out}")
+            if not args.smoke:
+                record(rows, out)
+
+
+def record(rows, out):
+    """Puts the rows in the place of earlier ones of the same op and size, all or nothing."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    kept = [] if not out.exists() else [json.loads(line) for line in out.read_text().splitlines()]
+    kept = [k for k in kept if (k["op"], k["size"]) != (rows[0]["op"], rows[0]["size"])]
+    partial = out.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in kept + rows))
+    partial.replace(out)
 
 
 if __name__ == "__main__":

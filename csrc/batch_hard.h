@@ -1,7 +1,7 @@
 // Exact mining of the hardest positive and negative of every anchor behind a tiled matrix product.
 //
 // A product gives squared distances up to a proven error; an anchor keeps every partner whose value may still be the best
-// (a handful), and `hard_finish` decides among them by direct difference in float64. The answer is therefore a function of
+// (a handful), and `hard_finish` decides among them by direct difference, summed in float64. The answer is therefore a function of
 // the features alone: no tile size, thread count or BLAS can change it, and equal features tie exactly, to the lower index.
 #pragma once
 #include <cstdint>
