@@ -9,9 +9,8 @@ metric   "euclidean": sqrt(max(sq, 1e-12)), no gradient through a clamped entry;
          rows that the caller made unit, which is 1 - cos without its cancellation.
 Defined  ties go to the lower index. No positive: (-inf, -1); no negative: (+inf, -1); the loss is then 0. A non-finite
          partner gives NaN and its index; no gradient flows from such an anchor.
-Exact    CPU: the product only nominates; the winner is found by direct difference summed in float64, so the result does not
-         depend on tiles, threads or BLAS. CUDA: a product of float32 accuracy picks, the distance is a direct
-         difference.
+Exact    CPU: the product only nominates; the winner is found by direct difference summed in float64, so the result
+         does not depend on tiles, threads or BLAS. CUDA: a product of float32 accuracy picks.
 Memory   CPU: O(N) state, from CENTER_FROM rows on one mean-free copy of the rows. CUDA: O(N). Backward: the gradient.
 Floor    half of one N x N x D product for a set against itself (each pair of tiles is multiplied once on the CPU);
          backward at most 6*N*D*4 bytes read, N*D*4 written.
