@@ -388,7 +388,7 @@ def _triton_backward(g_loss, g_pos, g_neg, feat, reference, d_pos, d_neg, i_pos,
         _backward_kernel[(len(self_rows), triton.cdiv(n_cols, block))](
             self_rows, other_rows, *mined, out, margin or 0.0, n, n_cols, OWN=own, REVERSE=reverse,
             ROOT=metric == "euclidean", SCALE_=SCALE[metric], SOFT=margin is None, FLOOR_=FLOOR,
-            BLOCK_D=block, BLOCK_N=1024,
+            BLOCK_D=block, BLOCK_N=512,
         )  # fmt: skip
 
     with torch.cuda.device_of(x):

