@@ -140,3 +140,8 @@ def test_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         synthetic.write("sysu", tmp_path / "out", num_ids=8)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_split_has_someone(tmp_path):
+    root = synthetic.write("sysu", tmp_path / "few", num_ids=6, num_test=4, size=(32, 16), images_per_camera=1)
+    assert [len(ids_of(root, split)) for split in ("train", "val", "test")] == [1, 1, 4]

@@ -151,7 +151,7 @@ def _write_sysu(root: Path, studio: _Studio) -> None:
     exp = root / "exp"
     exp.mkdir()
     write_mat(exp / "rand_perm_cam.mat", {"rand_perm_cam": draws})
-    test, val = studio.num_test, (studio.num_ids - studio.num_test) // 6
+    test, val = studio.num_test, max(1, (studio.num_ids - studio.num_test) // 6)
     splits = {"test": order[:test], "val": order[test : test + val], "train": order[test + val :]}
     for split, ids in splits.items():
         (exp / f"{split}_id.txt").write_text(",".join(map(str, sorted(ids.tolist()))) + "\n")
