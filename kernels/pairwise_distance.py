@@ -104,7 +104,8 @@ def _backward_ref(
     origin = x.nan_to_num(0.0, 0.0, 0.0).mean(0) if len(x) else x.new_zeros(x.size(1))
     x, y = x - origin, y - origin
     grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
-    least = floor**0.5 if root else floor
+    least = torch.full((), floor, dtype=acc, device=x.device)
+    least = least.sqrt() if root else least  # rounded as the forward rounds it: clamped entries are equal to it
     for i in range(0, len(x), STRIP):
         for j in range(0, len(y), STRIP):
             rows, cols = slice(i, i + STRIP), slice(j, j + STRIP)
@@ -136,6 +137,8 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
+    if grad is None:
+        return (None,) * 5
     feat, other, dist = ctx.saved_tensors
     grad_feat, grad_other = pairwise_distance_backward(grad, dist, feat, other, ctx.floor, ctx.root)
     return grad_feat, None if other is None else grad_other, None, None, None

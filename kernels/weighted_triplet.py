@@ -376,6 +376,8 @@ def _setup(ctx, inputs, output):
 
 
 def _backward(ctx, grad, *_):
+    if grad is None:
+        return (None,) * 4
     grad_feat = weighted_triplet_backward(grad, *ctx.saved_tensors, ctx.stable, ctx.precision)
     return grad_feat, None, None, None
 
