@@ -120,6 +120,7 @@ def check_op(op, make_args, *, length: int, outputs: int, sizes: tuple[int, int]
         outputs: how many of the op's results are part of its contract; the rest are saved for its backward.
         sizes: two batch sizes. Both go through one compiled function.
     """
+    torch.compiler.reset()
     compiled = torch.compile(op, backend="aot_eager", fullgraph=True)
     for n in sizes:
         args = make_args(n)
