@@ -18,7 +18,7 @@ LAYERS = [
     {"demo"},
     {"commands"},
     {"cli"},
-    {"testing"},  # of tests and benchmarks: nothing imports it
+    {"testing", "aot"},  # of tests and benchmarks: nothing imports them
 ]
 ALONE = {"kernels", "data", "report"}  # these know nothing of vifast but themselves
 EVERYWHERE = {"_checks", "_version", "__version__"}

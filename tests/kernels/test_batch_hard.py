@@ -61,8 +61,8 @@ def test_a_reference_set_done_by_hand(backend):
 def test_no_positive_or_no_negative_counts_as_zero(backend, margin):
     feat, reference = torch.randn(3, 4, device=backend.device), torch.randn(5, 4, device=backend.device)
     zeros = torch.zeros(3, dtype=torch.int64, device=backend.device)
-    for reference_labels in (torch.ones(5), torch.zeros(5)):
-        reference_labels = reference_labels.long().to(backend.device)
+    for label in (1, 0):
+        reference_labels = torch.full((5,), label, device=backend.device)
         loss = F.triplet_loss(
             feat, zeros, margin=margin, reference=reference, reference_labels=reference_labels, reduction="none"
         )
