@@ -69,7 +69,7 @@ triton-compat: $(OLD_TRITON)
 	@PYTHONPATH=$(CURDIR)/$(OLD_TRITON) $(INTERPRET)
 
 $(OLD_TRITON): | $(READY)
-	@$(PIP) install --no-deps --target $@ triton==3.6.0
+	@$(PIP) install --no-deps --target $@ triton==3.6.0 'numpy<2.4'  # its interpreter predates NumPy 2.4
 
 gpu:
 	@.ci/gpu

@@ -124,14 +124,14 @@ def test_version_and_help(vifast):
 def test_without_the_train_extra_one_line_says_what_to_install(tmp_path):
     (tmp_path / "typer.py").write_text("raise ModuleNotFoundError('blocked', name='typer')")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from vifast.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert 'this needs typer, which is not installed: pip install "vifast[train]"' in done.stderr
 
 
-def test_importing_vifast_pulls_in_no_optional_package():
+def test_importing_vifast_pulls_in_no_optional_package(tmp_path):
     optional = ["typer", "rich", "pydantic", "accelerate", "matplotlib", "jinja2", "PIL", "safetensors", "yaml"]
     code = f"import sys, vifast; print([name for name in {optional!r} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

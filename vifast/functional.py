@@ -167,7 +167,7 @@ def triplet_loss(
         >>> feat = torch.tensor([[0.0], [1.0], [1.5], [7.0]], requires_grad=True)
         >>> loss = triplet_loss(feat, torch.tensor([0, 0, 1, 1]), margin=0.25)
         >>> loss.item()
-        1.625
+        1.5
     """
     _checks.one_of("reduction", reduction, REDUCTIONS)
     if margin is not None:
@@ -211,7 +211,7 @@ def weighted_triplet_loss(
         >>> import torch
         >>> feat = torch.tensor([[0.0], [1.0], [5.0], [6.0]])
         >>> round(weighted_triplet_loss(feat, torch.tensor([0, 0, 1, 1])).item(), 4)
-        0.0307
+        0.0197
     """
     _checks.rows("feat", feat)
     labels = _checks.labels("labels", labels, "feat", feat)

@@ -36,7 +36,9 @@ def test_every_batch_is_p_identities_k_images_of_each_modality(counts, data, epo
         for identity in grid:
             for column, m in ((0, 1), (1, 0)):
                 have = ((labels == labels[identity[0, 0]]) & (modality == m)).sum()
-                assert len(set(identity[:, column])) == min(have, num_instances) or have > num_instances
+                # Shuffled rounds follow each other across batches, so a seam may bring an image once more.
+                most = np.unique(identity[:, column], return_counts=True)[1].max()
+                assert most <= -(-num_instances // have) + 1
 
 
 @given(st.integers(2, 5), st.integers(0, 2**31), st.integers(0, 100))
