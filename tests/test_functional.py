@@ -49,11 +49,11 @@ def test_check_finite():
     F.check_finite(feat=FEAT, scalar=torch.tensor(1.0), empty=FEAT[:0], labels=LABELS)
     bad = FEAT.clone()
     bad[4, 1], bad[5, 0] = torch.inf, torch.nan
-    with pytest.raises(ValueError, match="^feat: row 4 is not finite$"):
+    with pytest.raises(ValueError, match=r"^feat: row 4 is not finite$"):
         F.check_finite(other=FEAT, feat=bad)
-    with pytest.raises(ValueError, match="^scalar: row 0 is not finite$"):
+    with pytest.raises(ValueError, match=r"^scalar: row 0 is not finite$"):
         F.check_finite(scalar=torch.tensor(torch.nan))
-    with pytest.raises(TypeError, match="^feat: expected a tensor, got list$"):
+    with pytest.raises(TypeError, match=r"^feat: expected a tensor, got list$"):
         F.check_finite(feat=[1.0])
 
 

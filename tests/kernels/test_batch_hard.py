@@ -216,7 +216,8 @@ def test_a_bad_row_reaches_only_its_anchors(backend, other):
     assert anchors.grad[kept[: len(anchors)]].isfinite().all()
     i_pos, i_neg, d_pos, d_neg = F.hard_pairs(anchors, own, *more.values())
     with_bad = own == labels[4]
-    assert (i_pos[with_bad] == 4).all()
+    whole = kept[: len(anchors)] | other  # the bad row itself may name any partner
+    assert (i_pos[with_bad & whole] == 4).all()
     assert (i_neg[~with_bad] == 4).all()
     assert d_pos[with_bad].isnan().all()
     assert d_neg[~with_bad].isnan().all()
