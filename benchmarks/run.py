@@ -70,7 +70,7 @@ def check_losses(device):
 
 def run_case(case, size, smoke, device):
     providers = case.build(*size, device=device)
-    times = interleaved(providers, rounds=2 if smoke else 41, seconds=12)
+    times = interleaved(providers, rounds=2 if smoke else 41, seconds=6)
     floor, ours = (quantile(times[name], 0.5) for name in ("floor", "vifast"))
     for name, values in times.items():
         median = quantile(values, 0.5)
