@@ -5,7 +5,7 @@ Packages from PyPI are used where they exist (pytorch-metric-learning, faiss); t
 
 import numpy as np
 import torch
-from torch.nn.functional import softplus
+from torch.nn.functional import kl_div, softplus
 
 
 def distances(feat):
@@ -45,6 +45,124 @@ def weighted_dense(feat, labels):
     w_pos = torch.softmax(dist.masked_fill(~same, -torch.inf), 1)
     w_neg = torch.softmax((-dist).masked_fill(same, -torch.inf), 1)
     return softplus((w_pos * dist).sum(1) - (w_neg * dist).sum(1)).mean()
+
+
+def _off_diagonal(matrix):
+    n = len(matrix)
+    return matrix.flatten()[:-1].view(n - 1, n + 1)[:, 1:].reshape(n, n - 1)
+
+
+def _divergence(target, source):
+    return (target.exp() * (target - source)).sum(1).mean()
+
+
+def graph_alignment(a, b):
+    """Symmetric divergence of two distance graphs over their N x N matrices."""
+    u, v = (_off_diagonal(distances(x)).log_softmax(1) for x in (a, b))
+    return _divergence(v, u) + _divergence(u, v)
+
+
+def relation_alignment(student, teacher, temperature=0.1):
+    unit = [torch.nn.functional.normalize(x) for x in (student, teacher)]
+    new, old = (_off_diagonal(x @ x.T / temperature).log_softmax(1) for x in unit)
+    return temperature**2 * _divergence(old, new)
+
+
+def prototype_alignment(student, teacher, prototypes, tau=0.1, kappa=10.0):
+    normalize = torch.nn.functional.normalize
+
+    def affinity(feat):
+        relation = normalize((normalize(feat) @ normalize(prototypes).T / tau).softmax(1))
+        return (kappa * relation @ relation.T).log_softmax(1)
+
+    return _divergence(affinity(teacher), affinity(student))
+
+
+def center_triplet(feat_v, feat_i, labels, margin=0.1, sample_weight=0.5):
+    """Four dense batch-hard terms; identities stand in runs of four rows."""
+    center_v, center_i = (x.view(-1, 4, x.size(1)).mean(1) for x in (feat_v, feat_i))
+    ids = labels[::4]
+
+    def mined(anchors, own, reference, theirs):
+        sq = anchors.square().sum(1, keepdim=True) + reference.square().sum(1) - 2 * anchors @ reference.T
+        dist, same = sq.clamp(min=1e-12).sqrt(), own[:, None] == theirs
+        d_pos = dist.masked_fill(~same, -torch.inf).amax(1)
+        return (d_pos - dist.masked_fill(same, torch.inf).amin(1) + margin).relu().mean()
+
+    centers = mined(center_v, ids, center_i, ids) + mined(center_i, ids, center_v, ids)
+    samples = mined(feat_v, labels, center_i, ids) + mined(center_v, ids, feat_i, labels)
+    return 0.5 * ((1 - sample_weight) * centers + sample_weight * samples)
+
+
+def center_hinge(raw, purified, labels, modality):
+    """Centers through a membership matrix; identities stand in runs of eight rows."""
+    sides = 2 * (labels - labels[0]) + modality
+    member = torch.nn.functional.one_hot(sides, len(labels) // 4).T.to(raw.dtype)
+    member = member / member.sum(1, keepdim=True)
+    before, after = ((c[0::2] - c[1::2] + 1e-6).norm(dim=1) for c in (member @ raw, member @ purified))
+    return (after - before).relu().mean()
+
+
+def symmetric_kl(a, b):
+    log_p, log_q = a.log_softmax(1), b.log_softmax(1)
+    return kl_div(log_p, log_q.exp(), reduction="batchmean") + kl_div(log_q, log_p.exp(), reduction="batchmean")
+
+
+def entropy_hinge(raw, purified):
+    h_p, h_q = (-(x.softmax(1) * x.log_softmax(1)).sum(1) for x in (raw, purified))
+    return ((h_q - h_p).relu().exp() - 1).mean()
+
+
+def standardized_kl(student, teacher, temperatures=(2, 3, 4, 5, 6), reduction="mean"):
+    z_s, z_t = ((x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7) for x in (student, teacher))
+    rows = sum(
+        t * t * kl_div((z_s / t).log_softmax(1), (z_t / t).softmax(1), reduction="none").sum(1) for t in temperatures
+    )
+    return rows.mean() if reduction == "mean" else rows
+
+
+def dakd(student_v, student_i, teacher_v, teacher_i, prototypes_v, prototypes_i):
+    """Both levels of the intended variant, one modality at a time."""
+    to_v, to_i = prototypes_v.T / 0.05, prototypes_i.T / 0.05
+    sure = (teacher_i @ to_i).softmax(1).amax(1)
+    keep = (sure >= sure.quantile(0.5)).float()
+    total = 0
+    for one_v, one_i in (
+        ((student_v, teacher_v), (student_i, teacher_i)),
+        ((student_v @ to_v, teacher_v @ to_v), (student_i @ to_i, teacher_i @ to_i)),
+    ):
+        visible, infrared = standardized_kl(*one_v), standardized_kl(*one_i, reduction="none")
+        total = total + 0.45 * (visible + (keep * infrared).mean())
+    return total
+
+
+def gem(x, p=3):
+    return x.clamp(min=1e-6).pow(p).mean((2, 3)).pow(1 / p)
+
+
+def purifier(x, gate_u, gate_x, weight, bias):
+    """Instance normalisation, two masks, and five pools, each a map in memory."""
+    u = torch.nn.functional.instance_norm(x, weight=weight, bias=bias)
+    mask_u, mask_x = gate_u.sigmoid(), gate_x.sigmoid()
+    u_masked, x_masked = mask_u * u, mask_x * x
+    fused = mask_u * x_masked + mask_x * u_masked
+    return torch.stack([gem(m) for m in (fused, x, x_masked, u, u_masked)])
+
+
+class _Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, feat):
+        ctx.save_for_backward(feat)
+        return feat.new_zeros(())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.empty_like(ctx.saved_tensors[0])
+
+
+def round_trip(feat, labels):
+    """A loss that computes nothing: what PyTorch itself takes for any differentiable function."""
+    return _Nothing.apply(feat)
 
 
 def evaluate_by_sorting(dist, query_ids, gallery_ids, query_cams, gallery_cams):

@@ -57,7 +57,16 @@ def environment():
 def check_losses(device):
     """A number of a wrong op is worth nothing: values and gradients against float64 first."""
     feat, labels = torch.randn(40, 96, device=device), torch.arange(40, device=device) // 4
-    for loss in (functional.triplet_loss, functional.weighted_triplet_loss):
+    losses = (
+        functional.triplet_loss,
+        functional.weighted_triplet_loss,
+        lambda x, y: functional.graph_alignment(x, x.flip(1) + x),
+        lambda x, y: functional.relation_alignment(x, x.flip(1) + x),
+        lambda x, y: functional.prototype_alignment(x, x.flip(1) + x, x.flip(0)),
+        lambda x, y: functional.center_triplet_loss(x, x.flip(0), y),
+        lambda x, y: functional.center_hinge(x, x.flip(1), y, torch.arange(len(y), device=device) % 2),
+    )
+    for loss in losses:
         pair = []
         for dtype in (torch.float32, torch.float64):
             rows = feat.detach().to(dtype).requires_grad_()

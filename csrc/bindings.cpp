@@ -19,6 +19,17 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_distance(m);
   vifast::bind_batch_hard(m);
   vifast::bind_weighted_triplet(m);
+  vifast::bind_planes(m);
+  vifast::bind_gem_pool(m);
+  vifast::bind_purifier(m);
+  vifast::bind_class_centers(m);
+  vifast::bind_graph_alignment(m);
+  vifast::bind_prototype_alignment(m);
+  vifast::bind_symmetric_kl(m);
+  vifast::bind_entropy_hinge(m);
+  vifast::bind_standardized_kl(m);
+  vifast::bind_prompt_consistency(m);
+  vifast::bind_percentile_mask(m);
   vifast::bind_ranking(m);
   vifast::bind_topk(m);
 }

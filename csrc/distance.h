@@ -17,13 +17,13 @@ VIFAST_DECLARE(column_means, (const float* x, int64_t n, int64_t d, int64_t tota
 // centered[r] = x[r] - mean for rows [r0, r1).
 VIFAST_DECLARE(center_rows, (const float* x, int64_t d, const float* mean, int64_t r0, int64_t r1, float* centered))
 
-// sq[r] = ||x[r]||^2 for rows [r0, r1).
-VIFAST_DECLARE(row_norms, (const float* x, int64_t d, int64_t r0, int64_t r1, float* sq))
-
-// Rows [r0, r1) of a tile of products a_r . b_c become distances in place: squared, clamped at `floor`, rooted if asked.
-// a, b: the original rows of the tile (not centred), sq_a, sq_b: squared norms of the centred ones.
+// Rows [r0, r1) of a tile of products a_r . b_c, `stride` apart, become distances in place: squared, clamped at `floor`, rooted
+// if asked. a, b: the original rows of the tile (not centred), sq_a, sq_b: squared norms of the centred ones.
 VIFAST_DECLARE(products_to_distances,
-               (float* tile, int64_t cols, int64_t r0, int64_t r1, const float* a, const float* b, int64_t d, const float* sq_a,
-                const float* sq_b, float floor, bool root))
+               (float* tile, int64_t stride, int64_t cols, int64_t r0, int64_t r1, const float* a, const float* b, int64_t d,
+                const float* sq_a, const float* sq_b, float floor, bool root))
+
+// Sums of columns [c0, c1) of a tile, added to col_sum.
+VIFAST_DECLARE(add_column_sums, (const float* tile, int64_t rows, int64_t cols, int64_t c0, int64_t c1, double* col_sum))
 
 }  // namespace vifast

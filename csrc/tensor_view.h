@@ -25,6 +25,22 @@ struct DTypeOf<double> {
   static constexpr dlpack::DataType value{dlpack::kFloat, 64, 1};
   static constexpr const char* name = "float64";
 };
+struct Float16Bits {
+  uint16_t bits;
+};
+struct BFloat16Bits {
+  uint16_t bits;
+};
+template <>
+struct DTypeOf<Float16Bits> {
+  static constexpr dlpack::DataType value{dlpack::kFloat, 16, 1};
+  static constexpr const char* name = "float16";
+};
+template <>
+struct DTypeOf<BFloat16Bits> {
+  static constexpr dlpack::DataType value{dlpack::kBfloat, 16, 1};
+  static constexpr const char* name = "bfloat16";
+};
 template <>
 struct DTypeOf<int32_t> {
   static constexpr dlpack::DataType value{dlpack::kInt, 32, 1};
@@ -66,19 +82,41 @@ class TensorView {
   // Pointer to the first element of a C-contiguous tensor of T on `device`, with the given sizes (-1: any).
   template <class T>
   T* data(std::initializer_list<int64_t> sizes, int32_t device = dlpack::kCPU) const {
-    check_device(device);
-    const dlpack::DataType want = DTypeOf<T>::value;
-    if (t_.dtype.code != want.code || t_.dtype.bits != want.bits || t_.dtype.lanes != 1) {
-      throw py::type_error(std::string(name_) + ": expected dtype " + DTypeOf<T>::name + ", got " + dtype_text());
-    }
     check_sizes(sizes);
-    return reinterpret_cast<T*>(static_cast<char*>(t_.data) + t_.byte_offset);
+    return first<T>(device);
+  }
+
+  // Pointer to the first element of a map [N, C, H, W] on the CPU, C-contiguous or with `channels_last` channels fastest.
+  template <class T>
+  T* map(bool channels_last) const {
+    if (!channels_last) return data<T>({-1, -1, -1, -1});
+    return first<T>(dlpack::kCPU);
+  }
+
+  template <class T>
+  bool is() const {
+    const dlpack::DataType want = DTypeOf<T>::value;
+    return t_.dtype.code == want.code && t_.dtype.bits == want.bits && t_.dtype.lanes == 1;
+  }
+
+  // Dense with channels fastest, of [N, C, H, W], and not C-contiguous as well.
+  bool channels_last() const {
+    if (t_.ndim != 4 || t_.strides == nullptr) return false;
+    constexpr int kLast[] = {0, 2, 3, 1};
+    return dense(4, [&](int k) { return kLast[k]; }) && !dense(4, [](int d) { return d; });
   }
 
   int64_t size(int dim) const { return t_.shape[dim]; }
   int32_t device_id() const { return t_.device.id; }
 
  private:
+  template <class T>
+  T* first(int32_t device) const {
+    check_device(device);
+    if (!is<T>()) throw py::type_error(std::string(name_) + ": expected dtype " + DTypeOf<T>::name + ", got " + dtype_text());
+    return reinterpret_cast<T*>(static_cast<char*>(t_.data) + t_.byte_offset);
+  }
+
   static const dlpack::ExchangeApi* exchange_api(py::handle object) {
     // One entry is enough: a process passes tensors of one type. The GIL guards it.
     static PyTypeObject* cached_type = nullptr;
@@ -115,13 +153,21 @@ class TensorView {
       throw py::value_error(std::string(name_) + ": expected shape " + shape_text(sizes.begin(), static_cast<int>(sizes.size())) + ", got " +
                             shape_text(t_.shape, t_.ndim));
     }
-    int64_t step = 1;  // 0 from an empty dimension on: without elements any strides will do
-    for (int d = t_.ndim - 1; d >= 0; --d) {
-      if (t_.strides != nullptr && step > 0 && t_.shape[d] > 1 && t_.strides[d] != step) {
-        throw py::value_error(std::string(name_) + ": expected a contiguous tensor");
-      }
+    bool empty = false;  // then any strides will do
+    for (int d = 0; d < t_.ndim; ++d) empty = empty || t_.shape[d] == 0;
+    if (!empty && t_.strides != nullptr && !dense(t_.ndim, [](int d) { return d; })) throw py::value_error(std::string(name_) + ": expected a contiguous tensor");
+  }
+
+  // Whether elements lie one after another, dimension order(0) varying slowest.
+  template <class Order>
+  bool dense(int ndim, Order order) const {
+    int64_t step = 1;
+    for (int k = ndim - 1; k >= 0; --k) {
+      const int d = order(k);
+      if (t_.shape[d] > 1 && t_.strides[d] != step) return false;
       step *= t_.shape[d];
     }
+    return true;
   }
 
   static std::string shape_text(const int64_t* sizes, int ndim) {

@@ -22,9 +22,6 @@ struct WrtSaved {
   float *slope, *pos_max, *pos_inv_z, *pos_mean, *neg_min, *neg_inv_z, *neg_mean;
 };
 
-// The lower triangle of a square tile becomes the mirror of the upper one, rows [r0, r1).
-VIFAST_DECLARE(mirror_upper, (float* tile, int64_t n, int64_t r0, int64_t r1))
-
 // Rows [r0, r1) of a tile of distances are anchors.
 VIFAST_DECLARE(wrt_fold_rows, (const float* dist, int64_t cols, int64_t r0, int64_t r1, const int32_t* row_labels,
                                const int32_t* col_labels, bool stable, WrtSide pos, WrtSide neg))
@@ -36,8 +33,5 @@ VIFAST_DECLARE(wrt_fold_cols, (const float* dist, int64_t rows, int64_t cols, in
 // Rows [r0, r1) of a tile of distances d become -(dL/dd_ij + dL/dd_ji) / d_ij; their sums are added to row_sum.
 VIFAST_DECLARE(wrt_backward_rows, (float* dist, int64_t cols, int64_t r0, int64_t r1, const int32_t* row_labels,
                                    const int32_t* col_labels, bool stable, WrtSaved row, WrtSaved col, double* row_sum))
-
-// Sums of columns [c0, c1) of what wrt_backward_rows left, added to col_sum.
-VIFAST_DECLARE(wrt_column_sums, (const float* tile, int64_t rows, int64_t cols, int64_t c0, int64_t c1, double* col_sum))
 
 }  // namespace vifast

@@ -1,9 +1,7 @@
-"""What the CPU paths share: matrix products with reproducible bits, tiles of one set against itself, centred rows."""
+"""What the CPU paths share: matrix products with reproducible bits, tiles of one set against itself."""
 
 import torch
 from torch import Tensor
-
-from vifast.kernels import _C
 
 # Summing at most this many columns in one call keeps MKL from splitting the sum over threads, which would make the last
 # bits depend on their number. Fewer rows than LEAST_ROWS on the left, or one on the right, take paths that depend on it
@@ -28,34 +26,41 @@ def _at_least(rows: Tensor, n: int) -> Tensor:
     return rows if len(rows) >= n else torch.cat((rows, rows.new_zeros(n - len(rows), rows.size(1))))
 
 
-def tile_pairs(n: int, step: int):
-    """Tiles (row start, row stop, column start, column stop) of the upper triangle of an n x n problem, row by row."""
-    for i in range(0, n, step):
-        for j in range(i, n, step):
-            yield i, min(i + step, n), j, min(j + step, n)
-
-
 def diagonal_last(n: int, step: int):
-    """The same tiles, those on the diagonal after all others."""
-    return sorted(tile_pairs(n, step), key=lambda tile: tile[0] == tile[2])
+    """Tiles (row start, row stop, column start, column stop) of the upper triangle, the diagonal last."""
+    tiles = [(i, min(i + step, n), j, min(j + step, n)) for i in range(0, n, step) for j in range(i, n, step)]
+    return sorted(tiles, key=lambda tile: tile[0] == tile[2])
 
 
-def all_tiles(n: int, m: int, step: int):
-    """Tiles of an n x m problem, row by row."""
-    for i in range(0, n, step):
-        for j in range(0, m, step):
-            yield i, min(i + step, n), j, min(j + step, m)
+def weighted_rows(sets: list[Tensor | None], weigh, step: int) -> list[Tensor | None]:
+    """``w @ rows`` for each set of rows [N, D], of symmetric weights that are made tile by tile.
+
+    ``weigh(*tiles, i, j)`` fills one tile a set, for rows from i and columns from j of the upper triangle. A set may be
+    None: its weights are made, as the others may come of them, and not used.
+    """
+    like = next(rows for rows in sets if rows is not None)
+    outs = [None if rows is None else torch.empty_like(rows) for rows in sets]
+    buffers = [like.new_empty(min(step, len(like)) ** 2) for _ in sets]
+    started = set()
+
+    def add(out, start, stop, weights, rows):
+        part = out[start:stop]
+        torch.addmm(part, weights, rows, beta=float(part.data_ptr() in started), out=part)
+        started.add(part.data_ptr())
+
+    for i, i_end, j, j_end in diagonal_last(len(like), step):
+        tiles = [buffer[: (i_end - i) * (j_end - j)].view(i_end - i, j_end - j) for buffer in buffers]
+        weigh(*tiles, i, j)
+        for out, rows, tile in zip(outs, sets, tiles, strict=True):
+            if rows is None:
+                continue
+            add(out, i, i_end, tile, rows[j:j_end])
+            if i != j:
+                add(out, j, j_end, tile.T, rows[i:i_end])
+    return outs
 
 
 def float_rows(x: Tensor) -> Tensor:
     if x.dtype == torch.float32 and x.is_contiguous():
         return x  # the usual case, without three calls
     return x.to(torch.float32).contiguous()
-
-
-def centered(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows less the common mean of the finite entries; ``y`` may be ``x`` itself. Memory: a copy of both."""
-    x_c = torch.empty_like(x)
-    y_c = x_c if y is x else torch.empty_like(y)
-    _C.center(x, y, x_c, y_c, torch.get_num_threads())
-    return x_c, y_c

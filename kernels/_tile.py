@@ -86,6 +86,23 @@ def sqdist_tile(
     return sq
 
 
+@triton.jit
+def softmax_update(value, logit, mask, m, z, t, SHIFT: tl.constexpr):
+    """One tile into the running softmax: m the largest logit, z the sum of weights, t the sum of weight * value.
+
+    Without SHIFT m stays as it is. m, z and t may be float64; the factor between two maxima is float32 even then, for
+    its exponential in float64 spills with Triton 3.6.
+    """
+    if SHIFT:
+        new = tl.maximum(m, tl.max(tl.where(mask, logit, float("-inf")), 1))
+        shrink = tl.where(new > m, tl.exp((m - new).to(tl.float32)), 1.0)
+        z = z * shrink
+        t = t * shrink
+        m = new
+    w = tl.where(mask, tl.exp(tl.where(mask, logit - m[:, None], 0.0)), 0.0)
+    return m, z + tl.sum(w, 1), t + tl.sum(tl.where(mask, w * value, 0.0), 1)
+
+
 def tile_launch(n: int, m: int) -> dict[str, int]:
     """Blocks and warps for an n x m problem: small tiles while few rows have to fill the card.
 

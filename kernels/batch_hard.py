@@ -11,7 +11,7 @@ Defined  ties go to the lower index. No positive: (-inf, -1); no negative: (+inf
          partner gives NaN and its index; no gradient flows from such an anchor.
 Exact    CPU: the product only nominates; the winner is found by direct difference summed in float64, so the result
          does not depend on tiles, threads or BLAS. CUDA: a product of float32 accuracy picks.
-Memory   CPU: O(N) state, from CENTER_FROM rows on one mean-free copy of the rows. CUDA: O(N). Backward: the gradient.
+Memory   CPU: O(N) state, from 1024 rows on one mean-free copy of the rows. CUDA: O(N). Backward: the gradient.
 Floor    half of one N x N x D product for a set against itself (each pair of tiles is multiplied once on the CPU);
          backward at most 6*N*D*4 bytes read, N*D*4 written.
 Source   specs idkl 4; Hermans et al. 2017, batch-hard.
@@ -22,15 +22,13 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from vifast.kernels import _C
-from vifast.kernels._cpu import all_tiles, centered, float_rows, tile_pairs
+from vifast.kernels._cpu import float_rows
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
 from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile, tile_launch
 
 FLOOR = 1e-12
 SCALE = {"euclidean": 1.0, "sqeuclidean": 1.0, "cosine": 0.5}
-# Below this many rows moving them to their mean costs more than the extra candidates of a shared offset.
-CENTER_FROM = 1024
 
 
 def batch_hard_ref(
@@ -182,27 +180,12 @@ def _alloc(feat, labels, reference, ref_labels, metric, margin, precision):
     return loss, torch.empty_like(loss), torch.empty_like(loss), index, torch.empty_like(index)
 
 
-def _tile_rows(n: int) -> int:
-    """Rows of a CPU tile: small enough to skip half of the tiles, large enough for the product's speed."""
-    return 512 if n >= 2048 else 256
-
-
 @batch_hard.register_kernel("cpu")
 def _cpu(feat, labels, reference, ref_labels, metric, margin, precision):
-    x, x_labels = float_rows(feat), labels.contiguous()
-    y, y_labels = (x, x_labels) if reference is None else (float_rows(reference), ref_labels.contiguous())
-    threads = torch.get_num_threads()
-    n, m = len(x), len(y)
-    x_c, y_c = (x, y) if max(n, m) < CENTER_FROM else centered(x, y)
-    miner = _C.HardMiner(x_c, y_c, x_labels, y_labels, threads)
-    step = _tile_rows(max(n, m))
-    buffer = x.new_empty(min(step, n) * min(step, m))
-    for i, i_end, j, j_end in tile_pairs(n, step) if y is x else all_tiles(n, m, step):
-        tile = buffer[: (i_end - i) * (j_end - j)].view(i_end - i, j_end - j)
-        torch.mm(x_c[i:i_end], y_c[j:j_end].T, out=tile)
-        miner.fold(tile, i, j, threads)
+    x, y = float_rows(feat), None if reference is None else float_rows(reference)
     out = _alloc(feat, labels, reference, ref_labels, metric, margin, precision)
-    miner.finish(x, y, metric, margin, *out, threads)
+    y_labels = None if y is None else ref_labels.contiguous()
+    _C.hard_mine(x, labels.contiguous(), y, y_labels, metric, margin, *out, torch.get_num_threads())
     return out
 
 

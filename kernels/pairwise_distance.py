@@ -3,8 +3,8 @@ r"""pairwise_distance: d[i, j] = ||a_i - b_j||, squared or rooted.
 Shapes  feat [N, D], other [M, D] or None for feat itself; out [N, M], float32 (float64 for float64 inputs).
         ``floor`` clamps the squared distance from below; ``root`` takes the square root; no gradient through a
         clamped entry.
-Memory  out, and one mean-free copy of the inputs; the backward adds tiles of 512 x 512.
-Floor   one N x M x D product, N*M*4 bytes written.
+Memory  out, and (CPU) one packed copy of the inputs; the backward adds tiles of 512 x 512.
+Floor   one N x M x D product, half of one for a set against itself on the CPU; N*M*4 bytes written.
 Source  specs idkl 4 (floor 1e-12), idkl 5 (floor 1e-6).
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vifast.kernels import _C
-from vifast.kernels._cpu import centered, float_rows, product
+from vifast.kernels._cpu import float_rows
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
 from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile, tile_launch
@@ -61,13 +61,8 @@ def _cpu(feat: Tensor, other: Tensor | None, floor: float, root: bool, precision
     out = _alloc(feat, other, floor, root, precision)
     if out.numel() == 0:
         return out
-    x = float_rows(feat)
-    y = x if other is None else float_rows(other)
-    x_c, y_c = centered(x, y)
-    for i in range(0, len(x), STRIP):  # a strip of products is still in cache when its distances are made
-        rows = slice(i, i + STRIP)
-        product(x_c[rows], y_c, out[rows])
-        _C.products_to_distances(out[rows], x[rows], y, x_c[rows], y_c, floor, root, torch.get_num_threads())
+    y = None if other is None else float_rows(other)
+    _C.pairwise(float_rows(feat), y, floor, root, out, torch.get_num_threads())
     return out
 
 

@@ -7,14 +7,14 @@ r"""weighted_triplet: the weighted regularised triplet loss (WRT) of every ancho
     stable      both are true softmaxes over their own set; an anchor without negatives has loss 0.
 
 Shapes   feat [N, D], labels [N] int64; out: loss [N], saved [7, N] (slope, largest positive, 1/z+, p, least negative,
-         1/z-, q), and for a small CPU batch its distances [N, N] and mean-free rows [N, D], else empty. Float32, or
+         1/z-, q), on the CPU the mean row [D], and up to KEEP_DISTANCES rows the distances [N, N]. Float32, or
          float64 for float64. d_ij = sqrt(max(||f_i - f_j||^2, 1e-12)), no gradient through a clamped entry.
 Backward with c_ij = dL/dd_ij and s_ij = (c_ij + c_ji) / d_ij, grad_i = f_i sum_j s_ij - sum_j s_ij f_j. From the saved
          values c_ij = slope_i e^{d_ij - m_i} (1 + d_ij - p_i) / z+_i for positives and
          -slope_i e^{-d_ij} (1 - d_ij + q_i) / z-_i for negatives; since 1e-6 does not move with m_i, the largest
          positive also gets -slope_i p_i 1e-6 / z+_i.
-Memory   mean-free rows and the gradient, O(N) state, one tile (CPU) or one strip of 512 x N (CUDA): no N x N beyond
-         KEEP_DISTANCES rows.
+Memory   mean-free rows (CPU: twice, as rows and packed) and the gradient, O(N) state, one tile (CPU) or one strip of
+         512 x N (CUDA): no N x N beyond KEEP_DISTANCES rows.
 Floor    3 products N x N x D (forward, recomputed distances, gradient); 2 on the CPU, where each pair of tiles is
          multiplied once.
 Source   specs idkl 13; Ye et al. 2021 (AGW), weighted regularised triplet. Recomputation as in FlashAttention.
@@ -25,17 +25,24 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from vifast.kernels import _C
-from vifast.kernels._cpu import centered, diagonal_last, float_rows, product, tile_pairs
+from vifast.kernels._cpu import float_rows, weighted_rows
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
-from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile, tile_launch
+from vifast.kernels._tile import (
+    CLOSE_PAIR,
+    gpu_rows,
+    input_precision,
+    mean_row,
+    softmax_update,
+    sqdist_tile,
+    tile_launch,
+)
 
 EPS = 1e-6
 FLOOR = 1e-12
 SAVED = 7
-# Up to so many rows the CPU keeps for the backward: the distances (one product of three less), and the mean-free rows
-# (at N = 512 making them again took 1.5 of 20 ms, mostly fresh pages).
-KEEP_DISTANCES, KEEP_ROWS = 128, 2048
+# Up to so many rows the CPU keeps the distances for the backward: 256 KiB, and one product of three less.
+KEEP_DISTANCES = 256
 # Rows of a strip (CUDA) and of a tile (CPU): the product with the weights wants a depth of 512, at 256 it takes 1.7 x.
 STRIP = 512
 
@@ -67,10 +74,10 @@ def weighted_triplet_ref(
     loss = torch.where(active, softplus(p - q), 0.0)
     slope = torch.where(active, torch.sigmoid(p - q), 0.0)
     least = torch.where(has_neg, least, 0.0)
-    _, _, kept_dist, kept_rows = _alloc(feat, labels, stable, precision)
-    kept_dist = dist.clone() if kept_dist.dim() == 2 else kept_dist
-    kept_rows = x - x.mean(0) if kept_rows.dim() == 2 else kept_rows
-    return loss, torch.stack((slope, top, inv_pos, p, least, inv_neg, q)), kept_dist, kept_rows
+    _, _, mean, kept = _alloc(feat, labels, stable, precision)
+    mean = x.mean(0) if len(mean) else mean
+    kept = dist.clone() if kept.dim() == 2 else kept
+    return loss, torch.stack((slope, top, inv_pos, p, least, inv_neg, q)), mean, kept
 
 
 @triton.jit
@@ -98,8 +105,8 @@ def _fold_kernel(
         same = label[:, None] == other[None, :]
         pos = inside & same
         neg = inside & (same == 0)
-        m_pos, z_pos, t_pos = _update(d, d, pos, m_pos, z_pos, t_pos, True)
-        m_neg, z_neg, t_neg = _update(d, -d, neg, m_neg, z_neg, t_neg, STABLE)
+        m_pos, z_pos, t_pos = softmax_update(d, d, pos, m_pos, z_pos, t_pos, True)
+        m_neg, z_neg, t_neg = softmax_update(d, -d, neg, m_neg, z_neg, t_neg, STABLE)
     out = tl.cast(split, tl.int64) * n + row
     side = tl.cast(n_splits, tl.int64) * n
     tl.store(stats_ptr + out, m_pos, mask=row < n)
@@ -108,19 +115,6 @@ def _fold_kernel(
     tl.store(stats_ptr + 3 * side + out, m_neg, mask=row < n)
     tl.store(stats_ptr + 4 * side + out, z_neg, mask=row < n)
     tl.store(stats_ptr + 5 * side + out, t_neg, mask=row < n)
-
-
-@triton.jit
-def _update(d, logit, mask, m, z, t, SHIFT: tl.constexpr):
-    """One tile into the running softmax: m the largest logit, z the sum of weights, t the sum of weight * distance."""
-    if SHIFT:
-        new = tl.maximum(m, tl.max(tl.where(mask, logit, float("-inf")), 1))
-        shrink = tl.where(new > m, tl.exp(m - new), 1.0)
-        z = z * shrink
-        t = t * shrink
-        m = new
-    w = tl.where(mask, tl.exp(tl.where(mask, logit - m[:, None], 0.0)), 0.0)
-    return m, z + tl.sum(w, 1), t + tl.sum(tl.where(mask, w * d, 0.0), 1)
 
 
 @triton.jit
@@ -185,31 +179,18 @@ def _alloc(feat, labels, stable, precision):
     check(fits, lambda: f"weighted_triplet: expected [N, D] and [N], got {list(feat.shape)} and {list(labels.shape)}")
     n, d = feat.shape
     acc = torch.promote_types(feat.dtype, torch.float32)
-    small = feat.device.type == "cpu" and acc == torch.float32
-    dist = (n, n) if small and n <= KEEP_DISTANCES else (0,)
-    centered_rows = (n, d) if small and n <= KEEP_ROWS else (0,)
-    return tuple(feat.new_empty(shape, dtype=acc) for shape in ((n,), (SAVED, n), dist, centered_rows))
-
-
-def _product_tiles(x_c: Tensor, tiles, out: Tensor | None = None):
-    """(i, i_end, j, j_end, products) of tiles of ``x_c @ x_c.T``; one buffer, or ``out``, serves them all."""
-    buffer = x_c.new_empty(min(STRIP, len(x_c)) ** 2) if out is None else out.view(-1)
-    for i, i_end, j, j_end in tiles:
-        tile = buffer[: (i_end - i) * (j_end - j)].view(i_end - i, j_end - j)
-        yield i, i_end, j, j_end, product(x_c[i:i_end], x_c[j:j_end], tile)
+    native = feat.device.type == "cpu" and acc == torch.float32
+    mean = (d,) if native else (0,)
+    dist = (n, n) if native and n <= KEEP_DISTANCES else (0,)
+    return tuple(feat.new_empty(shape, dtype=acc) for shape in ((n,), (SAVED, n), mean, dist))
 
 
 @weighted_triplet.register_kernel("cpu")
 def _cpu(feat, labels, stable, precision):
-    x, threads = float_rows(feat), torch.get_num_threads()
-    loss, saved, dist, kept_rows = _alloc(feat, labels, stable, precision)
-    x_c = kept_rows if kept_rows.dim() == 2 else torch.empty_like(x)
-    _C.center(x, x, x_c, x_c, threads)
-    forward = _C.WrtForward(x, x_c, labels.contiguous(), stable, threads)
-    for i, _, j, _, tile in _product_tiles(x_c, tile_pairs(len(x), STRIP), dist if dist.dim() == 2 else None):
-        forward.fold(tile, i, j, threads)
-    forward.finish(loss, saved)
-    return loss, saved, dist, kept_rows
+    loss, saved, mean, dist = out = _alloc(feat, labels, stable, precision)
+    kept = dist if dist.dim() == 2 else None
+    _C.wrt_forward(float_rows(feat), labels.contiguous(), stable, loss, saved, mean, kept, torch.get_num_threads())
+    return out
 
 
 @weighted_triplet.register_kernel("cuda")
@@ -235,8 +216,8 @@ def _triton(feat, labels, stable, precision):
 def _backward_ref(
     grad: Tensor,
     saved: Tensor,
+    mean: Tensor,
     dist: Tensor,
-    centered_rows: Tensor,
     feat: Tensor,
     labels: Tensor,
     stable: bool,
@@ -263,32 +244,22 @@ weighted_triplet_backward = Op("weighted_triplet_backward", _backward_ref)
 
 
 @weighted_triplet_backward.register_fake
-def _alloc_backward(grad, saved, dist, centered_rows, feat, labels, stable, precision):
+def _alloc_backward(grad, saved, mean, dist, feat, labels, stable, precision):
     return torch.empty_like(feat, memory_format=torch.contiguous_format)
 
 
 @weighted_triplet_backward.register_kernel("cpu")
-def _cpu_backward(grad, saved, dist, centered_rows, feat, labels, stable, precision):
+def _cpu_backward(grad, saved, mean, dist, feat, labels, stable, precision):
     x, threads = float_rows(feat), torch.get_num_threads()
     labels, grad = labels.contiguous(), grad.contiguous()
+    x_c = torch.empty_like(x)
+    _C.subtract(x, mean, x_c, threads)
     if dist.dim() == 2:
         weights = dist.clone()
         _C.WrtBackward(x, None, labels, stable, grad, saved, threads).weigh(weights, 0, 0, threads)
-        return torch.mm(weights, centered_rows, out=torch.empty_like(x)).to(feat.dtype)  # autocast leaves out= alone
-    x_c = centered_rows if centered_rows.dim() == 2 else centered(x, x)[0]
-    out = torch.empty_like(x)
+        return torch.mm(weights, x_c, out=torch.empty_like(x)).to(feat.dtype)  # autocast leaves out= alone
     backward = _C.WrtBackward(x, x_c, labels, stable, grad, saved, threads)
-    started = set()
-
-    def add(start, stop, weights, rows):
-        torch.addmm(out[start:stop], weights, rows, beta=float(start in started), out=out[start:stop])
-        started.add(start)
-
-    for i, i_end, j, j_end, tile in _product_tiles(x_c, diagonal_last(len(x), STRIP)):
-        backward.weigh(tile, i, j, threads)
-        add(i, i_end, tile, x_c[j:j_end])
-        if i != j:
-            add(j, j_end, tile.T, x_c[i:i_end])
+    (out,) = weighted_rows([x_c], lambda tile, i, j: backward.weigh(tile, i, j, threads), STRIP)
     return out.to(feat.dtype)
 
 
@@ -346,9 +317,9 @@ def _coefficients(
 
 
 @weighted_triplet_backward.register_kernel("cuda")
-def _triton_backward(grad, saved, dist, centered_rows, feat, labels, stable, precision):
+def _triton_backward(grad, saved, mean, dist, feat, labels, stable, precision):
     if feat.size(0) == 0:
-        return _backward_ref(grad, saved, dist, centered_rows, feat, labels, stable, precision)
+        return _backward_ref(grad, saved, mean, dist, feat, labels, stable, precision)
     x, labels, grad = gpu_rows(feat), labels.contiguous(), grad.contiguous()
     n, n_cols = x.shape
     launch = tile_launch(n, n) | {"BLOCK_N": 32}  # fourteen values an anchor beside the tile: 64 spill on sm_100

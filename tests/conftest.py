@@ -1,12 +1,15 @@
 import contextlib
 import importlib.util
 import os
+import tempfile
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.10 changes the default; numbers must not move with it
+# PyTorch's cache of compiled graphs does not notice that an op changed, so every run begins with an empty one.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp(prefix="vifast-inductor-"))
 
 from vifast.kernels import _C
 from vifast.kernels._registry import forced

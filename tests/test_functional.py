@@ -95,6 +95,61 @@ CHOICES = {
 }
 
 
+PAIRS = [
+    (F.symmetric_kl, "a", "b", {}),
+    (F.entropy_hinge, "raw", "purified", {}),
+    (F.standardized_kl, "student", "teacher", {"temperatures": (4,)}),
+]
+VECTORS = [
+    ([1.0], TypeError, r"expected a tensor \[N\], got list"),
+    (LABELS, TypeError, "expected a floating-point tensor, got torch.int64"),
+    (FEAT, ValueError, r"expected shape \[N\], got \[6, 4\]"),
+]
+
+
+def wrong_arguments_of_row_losses():
+    for function, first, second, options in PAIRS:
+        for value, error, message in ROWS:
+            yield function, (value, FEAT), options, error, f"{first}: {message}"
+            yield function, (FEAT, value), options, error, f"{second}: {message}"
+        for value, shape in ((FEAT[:, :3], r"\[6, 3\]"), (FEAT[:5], r"\[5, 4\]")):
+            message = rf"{second}: expected shape \[6, 4\] as {first}, got {shape}"
+            yield function, (FEAT, value), options, ValueError, message
+        message = f"{second}: expected torch.float32 as {first}, got torch.float64"
+        yield function, (FEAT, FEAT.double()), options, TypeError, message
+        message = f"{second}: expected device cpu as {first}, got meta"
+        yield function, (FEAT, FEAT.to("meta")), options, ValueError, message
+    for value, error, message in (
+        (4, ValueError, "expected a divisor of the 6 rows, got 4"),
+        (0, ValueError, "expected an integer >= 1, got 0"),
+        (True, TypeError, "expected an integer, got bool"),
+    ):
+        yield F.symmetric_kl, (FEAT, FEAT), {"block": value}, error, f"block: {message}"
+    for value, error, message in NUMBERS:
+        yield F.entropy_hinge, (FEAT, FEAT), {"margin": value}, error, f"margin: {message}"
+    for name, value, error, message in (
+        ("temperatures", "4", TypeError, "expected a sequence of numbers, got str"),
+        ("temperatures", (), ValueError, "expected at least one number, got 0"),
+        ("weights", (1, 2), ValueError, "expected 1 numbers, got 2"),
+        ("reduction", "max", ValueError, "expected one of mean, sum, none, got 'max'"),
+        ("standardize", "l2", ValueError, "expected one of zscore, none, got 'l2'"),
+        ("ddof", 2, ValueError, "expected one of 0, 1, got 2"),
+        ("eps", -1, ValueError, "expected at least 0, got -1"),
+        ("keep", FEAT[:5, 0], ValueError, r"expected shape \[6\], one per row of student, got \[5\]"),
+        ("keep", FEAT[:, 0].to("meta"), ValueError, "expected device cpu as student, got meta"),
+    ):
+        options = {"temperatures": (4,)} | {name: value}
+        yield F.standardized_kl, (FEAT, FEAT), options, error, f"{name}: {message}"
+    for value, error, message in VECTORS:
+        yield F.percentile_mask, (value,), {}, error, f"confidence: {message}"
+        options = {"temperatures": (4,), "keep": value}
+        yield F.standardized_kl, (FEAT, FEAT), options, error, f"keep: {message}"
+    for value, error, message in ROWS:
+        yield F.softmax_confidence, (value,), {}, error, f"logits: {message}"
+    yield F.percentile_mask, (FEAT[:, 0], 101), {}, ValueError, r"q: expected 0 to 100, got 101"
+    yield F.percentile_mask, (FEAT[:, 0],), {"keep": "mid"}, ValueError, "keep: expected one of high, low, got 'mid'"
+
+
 def wrong_arguments():
     mining = (F.triplet_loss, F.hard_pairs)
     for function in (*mining, F.weighted_triplet_loss):
@@ -130,7 +185,9 @@ def wrong_arguments():
             yield function, args, {name: value}, ValueError, f"{name}: {message}"
 
 
-@pytest.mark.parametrize(("function", "args", "kwargs", "error", "message"), wrong_arguments())
+@pytest.mark.parametrize(
+    ("function", "args", "kwargs", "error", "message"), [*wrong_arguments(), *wrong_arguments_of_row_losses()]
+)
 def test_a_wrong_argument_is_named(function, args, kwargs, error, message):
     with pytest.raises(error, match=f"^{message}$"):
         function(*args, **kwargs)

@@ -16,7 +16,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-import vifast.functional  # noqa: F401 - registers the ops
+import vifast.functional
+import vifast.nn  # noqa: F401 - registers ops
 from vifast.kernels._registry import Op
 
 ARCHITECTURES = (80, 90, 100)
@@ -24,6 +25,14 @@ ARCHITECTURES = (80, 90, 100)
 
 def _floats(*shape: int) -> Tensor:
     return torch.empty(shape, device="meta")
+
+
+def _doubles(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float64, device="meta")
+
+
+def _temperatures(*temperatures: float) -> tuple[list[float], list[float]]:
+    return list(temperatures), [0.9] * len(temperatures)
 
 
 def _indices(n: int) -> Tensor:
@@ -38,10 +47,37 @@ SMALL, LARGE, WIDTH = 64, 1024, 2048  # rows below and above the change of block
 _SELF = (_floats(LARGE, WIDTH), _indices(LARGE), None, None)
 _OTHER = (_floats(SMALL, 70), _indices(SMALL), _floats(SMALL, 70), _indices(SMALL))
 _HALF = (_SELF[0].bfloat16(), *_SELF[1:])
+_LOGITS = (_floats(120, 395), _floats(120, 395))
+_HALF_LOGITS = tuple(x.bfloat16() for x in _LOGITS)
+_FEATURES = (_floats(SMALL, WIDTH), _floats(SMALL, WIDTH))
+_DAKD = _temperatures(2.0, 3.0, 4.0, 5.0, 6.0)
+_OTHER_WIDTH = _floats(LARGE, 70)
+_GRAPH = (_floats(LARGE), _floats(6, LARGE).double(), _floats(0), _floats(0))
 _WRT = (_floats(LARGE), _floats(7, LARGE), _floats(0), _floats(0))
+
+_MAP = _floats(8, WIDTH, 24, 9)
+_LAST = _MAP.bfloat16().contiguous(memory_format=torch.channels_last)
+_ROWS = (_floats(8, WIDTH), _floats(8, WIDTH), _floats(WIDTH), _floats(WIDTH))
 
 # Arguments of each op's CUDA launcher that together reach every kernel and every branch fixed at compile time.
 LAUNCHES = {
+    "class_centers": [(*_SELF[:2], 100), (*_HALF[:2], 100)],
+    "row_centers": [_SELF[:2]],
+    "center_hinge": [(_SELF[0], _SELF[0], _SELF[1], _SELF[1], 0.0)],
+    "center_hinge_backward": [(_floats(1).view(()), _SELF[0], _SELF[0], _SELF[1], _SELF[1], 0.0)],
+    "graph_alignment": [
+        (_SELF[0], _OTHER_WIDTH, None, 1e-6, False, True, "exact"),
+        (_HALF[0], _HALF[0], -5.0, 0.0, True, False, "fast"),
+    ],
+    "graph_alignment_backward": [
+        (*_GRAPH, _SELF[0], _OTHER_WIDTH, None, 1e-6, False, True, "exact", True, True),
+        (*_GRAPH, _HALF[0], _HALF[0], -5.0, 0.0, True, False, "fast", True, False),
+        (*_GRAPH, _SELF[0], _SELF[0], None, 1e-6, False, False, "exact", False, True),
+    ],
+    "prototype_alignment": [(_SELF[0], _SELF[0], _floats(100, WIDTH), 0.1, 10.0)],
+    "prototype_alignment_backward": [
+        (_GRAPH[0], *2 * (_floats(LARGE, 100),), *_GRAPH[1:], _SELF[0], _floats(100, WIDTH), 0.1, 10.0)
+    ],
     "batch_hard": [
         (*_SELF, "euclidean", 0.3, "exact"),
         (*_SELF, "euclidean", 0.3, "fast"),
@@ -53,11 +89,46 @@ LAUNCHES = {
         (None, _floats(LARGE), None, _HALF[0], None, *_mined(LARGE), "cosine", None),
         (_floats(SMALL), _floats(SMALL), _floats(SMALL), _OTHER[0], _OTHER[2], *_mined(SMALL), "euclidean", None),
     ],
+    "gem_pool": [
+        (_MAP, None, 3.0, 1e-6, True),
+        (_LAST, None, 3.0, 1e-12, False),
+        (_MAP, _floats(), 0.0, 1e-6, True),
+    ],
+    "gem_pool_backward": [
+        (_ROWS[0], _MAP, _ROWS[0], None, 3.0, 1e-6, True),
+        (_ROWS[0], _LAST, _ROWS[0], None, 3.0, 1e-12, False),
+        (_ROWS[0], _MAP, _ROWS[0], _floats(), 0.0, 1e-6, True),
+    ],
+    "instance_stats": [(_MAP,), (_LAST,)],
     "pairwise_distance": [
         (_SELF[0], None, 1e-12, True, "exact"),
         (_HALF[0], None, 1e-12, True, "fast"),
         (_OTHER[0], _OTHER[2], 0.0, False, "exact"),
     ],
+    "prompt_consistency": [(_MAP, _MAP), (_LAST, _MAP)],
+    "prompt_consistency_backward": [(_floats(), _MAP, _MAP), (_floats(), _LAST, _MAP)],
+    "purifier": [(*[_MAP] * 3, *_ROWS, True), (*[_LAST] * 3, *_ROWS, True)],
+    "purifier_backward": [
+        (_floats(5, 8, WIDTH), _floats(5, 8, WIDTH), *[_MAP] * 3, *_ROWS, True),
+        (_floats(5, 8, WIDTH), _floats(5, 8, WIDTH), *[_LAST] * 3, *_ROWS, False),
+    ],
+    "symmetric_kl": [(*_LOGITS, 120), (*_HALF_LOGITS, 5)],
+    "symmetric_kl_backward": [
+        (_floats(120), _doubles(4, 120), *_LOGITS, 120),
+        (_floats(5), _doubles(4, 5), *_HALF_LOGITS, 5),
+    ],
+    "entropy_hinge": [(*_LOGITS, 0.0), (*_HALF_LOGITS, 0.0)],
+    "entropy_hinge_backward": [
+        (_floats(120), _doubles(5, 120), *_LOGITS),
+        (_floats(120), _doubles(5, 120), *_HALF_LOGITS),
+    ],
+    "standardized_kl": [
+        (*_FEATURES, _floats(SMALL, 5), *_DAKD, True, 1, 1e-7, True),
+        (*_LOGITS, _floats(120, 1), *_DAKD, True, 1, 1e-7, True),
+        (*_HALF_LOGITS, None, *_temperatures(4.0), False, 1, 1e-7, False),
+    ],
+    "percentile_mask": [(_floats(SMALL), 50.0, True, 0, SMALL), (_floats(LARGE), 50.0, False, 32, LARGE)],
+    "softmax_confidence": [(_LOGITS[0],), (_HALF_LOGITS[0],)],
     "weighted_triplet": [
         (*_SELF[:2], False, "exact"),
         (*_HALF[:2], True, "fast"),

@@ -93,6 +93,39 @@ def with_layout(x: Tensor, layout: str) -> Tensor:
     return x.contiguous()
 
 
+MAP_LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed")
+
+
+def feature_map(
+    n: int,
+    c: int,
+    h: int,
+    w: int,
+    *,
+    low: float = -0.5,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Tensor:
+    """``[n, c, h, w]`` around 0.3, at least ``low``; none so near 0 that rounding moves it over a pool's clamp."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, c, h, w, generator=generator, dtype=torch.float64) * 0.7 + 0.3
+    x = x.clamp(min=low)
+    return torch.where(x.abs() < 0.01, 0.02, x).to(device, dtype)
+
+
+def with_map_layout(x: Tensor, layout: str) -> Tensor:
+    """The values of ``x`` in other strides: channels fastest, part of a wider map, or height and width exchanged."""
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        n, c, h, w = x.shape
+        return x.new_full((n, c + 1, h, w + 2), torch.nan)[:, 1:, :, 1:-1].copy_(x)
+    if layout == "transposed":
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
+    return x.contiguous()
+
+
 def to_float64(args: tuple) -> tuple:
     """The arguments of an op with every floating tensor in float64, detached: what the oracle is given."""
     return tuple(a.detach().double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)

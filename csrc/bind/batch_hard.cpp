@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "../packed_rows.h"
 #include "../parallel.h"
 #include "../tensor_view.h"
 #include "bind.h"
@@ -49,83 +51,94 @@ float hinge_slope(float gap, std::optional<double> margin) {
   return (gap >= 0 ? 1.0f : tail) / (1.0f + tail);
 }
 
-// Mining in progress: labels, norms and candidates of every anchor. Memory: 280 bytes an anchor.
-class HardMiner {
- public:
-  // rows, ref_rows: what the tiles will be products of; one object where the set is its own reference.
-  HardMiner(py::object rows, py::object ref_rows, py::object labels, py::object ref_labels, int threads)
-      : own_reference_(rows.is(ref_rows)), n_(TensorView(rows, "rows").size(0)), pos_(n_), neg_(n_) {
-    const TensorView x(rows, "rows"), y(ref_rows, "ref_rows"), l(labels, "labels"), rl(ref_labels, "ref_labels");
-    const float* px = x.data<float>({-1, -1});
-    d_ = x.size(1);
-    const float* py_ = y.data<float>({-1, d_});
-    const int64_t m = y.size(0);
-    codes_.resize(n_);
-    sq_.resize(n_);
-    ref_codes_.resize(own_reference_ ? 0 : m);
-    ref_sq_.resize(own_reference_ ? 0 : m);
-    encode_labels(l.data<int64_t>({n_}), n_, own_reference_ ? nullptr : rl.data<int64_t>({m}), m, codes_.data(), ref_codes_.data());
-    py::gil_scoped_release release;
-    square_norms(px, n_, d_, sq_.data(), threads);
-    if (!own_reference_) square_norms(py_, m, d_, ref_sq_.data(), threads);
-  }
+// Below this many rows moving them to their mean costs more than the extra candidates of a shared offset.
+constexpr int64_t kCenterFrom = 1024;
+constexpr int64_t kFoldGrain = 1 << 11;
 
-  // tile[r, c] = product of row row0 + r and reference row col0 + c. Off the diagonal of a set against itself the columns
-  // are folded as anchors too, so a pair of tiles is multiplied once.
-  void fold(py::object tile, int64_t row0, int64_t col0, int threads) {
-    const TensorView t(tile, "tile");
-    const float* pt = t.data<float>({-1, -1});
-    const int64_t rows = t.size(0), cols = t.size(1);
-    if (row0 + rows > n_ || col0 + cols > size_of_reference()) throw py::value_error("tile: reaches beyond the rows");
-    const int32_t *pl = codes_.data() + row0, *prl = ref_codes() + col0;
-    const float *ps = sq_.data() + row0, *prs = ref_sq() + col0;
-    const float slack = hard_slack(d_);
-    py::gil_scoped_release release;
-    parallel_for(rows, std::max<int64_t>(1, kFoldGrain / std::max<int64_t>(1, cols)), threads, [&](int64_t r0, int64_t r1) {
-      VIFAST_DISPATCH(hard_fold_rows, pt, cols, r0, r1, col0, pl, prl, ps, prs, slack, pos_.at(row0), neg_.at(row0));
-    });
-    if (!own_reference_ || row0 == col0) return;
-    parallel_for(cols, std::max<int64_t>(64, kFoldGrain / std::max<int64_t>(1, rows)), threads, [&](int64_t c0, int64_t c1) {
-      VIFAST_DISPATCH(hard_fold_cols, pt, rows, cols, c0, c1, row0, pl, prl, ps, prs, slack, pos_.at(col0), neg_.at(col0));
-    });
-  }
-
-  // Decides among the candidates by direct difference of the original rows.
-  void finish(py::object feat, py::object reference, const std::string& metric, std::optional<double> margin, py::object loss,
-              py::object d_pos, py::object d_neg, py::object i_pos, py::object i_neg, int threads) {
-    const int64_t m = size_of_reference();
-    const float *pf = TensorView(feat, "feat").data<float>({n_, d_}), *pr = TensorView(reference, "reference").data<float>({m, d_});
-    float *pl = TensorView(loss, "loss").data<float>({n_}), *pdp = TensorView(d_pos, "d_pos").data<float>({n_}),
-          *pdn = TensorView(d_neg, "d_neg").data<float>({n_});
-    int64_t *pip = TensorView(i_pos, "i_pos").data<int64_t>({n_}), *pin = TensorView(i_neg, "i_neg").data<int64_t>({n_});
-    const HardMetric how = metric_named(metric);
-    py::gil_scoped_release release;
-    std::vector<int64_t> bad;
-    for (int64_t j = 0; j < m; ++j) {
-      if (!std::isfinite(ref_sq()[j])) bad.push_back(j);
-    }
-    const int64_t n_bad = static_cast<int64_t>(bad.size());
-    parallel_for(n_, std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, d_)), threads, [&](int64_t r0, int64_t r1) {
-      VIFAST_DISPATCH(hard_finish, pf, pr, m, d_, r0, r1, codes_.data(), ref_codes(), sq_.data(), ref_sq(), bad.data(), n_bad, true, how,
-                      pos_.at(0), pdp, pip);
-      VIFAST_DISPATCH(hard_finish, pf, pr, m, d_, r0, r1, codes_.data(), ref_codes(), sq_.data(), ref_sq(), bad.data(), n_bad, false, how,
-                      neg_.at(0), pdn, pin);
-      for (int64_t i = r0; i < r1; ++i) pl[i] = hinge(pdp[i] - pdn[i], margin);
-    });
-  }
-
- private:
-  static constexpr int64_t kFoldGrain = 1 << 11;
-  int64_t size_of_reference() const { return own_reference_ ? n_ : static_cast<int64_t>(ref_sq_.size()); }
-  const int32_t* ref_codes() const { return own_reference_ ? codes_.data() : ref_codes_.data(); }
-  const float* ref_sq() const { return own_reference_ ? sq_.data() : ref_sq_.data(); }
-
-  bool own_reference_;
-  int64_t n_, d_ = 0;
-  std::vector<int32_t> codes_, ref_codes_;
-  std::vector<float> sq_, ref_sq_;
-  SideStore pos_, neg_;
+// One set of rows as mining reads it.
+struct Mined {
+  int64_t size;
+  std::vector<int32_t> codes;
+  std::vector<float> sq;  // squared norms of the rows as multiplied
 };
+
+// A tile of products goes into the candidates of its rows, and with `columns` into those of its columns.
+void fold(const float* tile, Tile t, const Mined& x, const Mined& y, float slack, SideStore& pos, SideStore& neg, bool columns, int threads) {
+  const int32_t *row_codes = x.codes.data() + t.row0, *col_codes = y.codes.data() + t.col0;
+  const float *row_sq = x.sq.data() + t.row0, *col_sq = y.sq.data() + t.col0;
+  parallel_for(t.rows, std::max<int64_t>(1, kFoldGrain / std::max<int64_t>(1, t.cols)), threads, [&](int64_t r0, int64_t r1) {
+    VIFAST_DISPATCH(hard_fold_rows, tile, t.cols, r0, r1, t.col0, row_codes, col_codes, row_sq, col_sq, slack, pos.at(t.row0), neg.at(t.row0));
+  });
+  if (!columns) return;
+  parallel_for(t.cols, std::max<int64_t>(64, kFoldGrain / t.rows), threads, [&](int64_t c0, int64_t c1) {
+    VIFAST_DISPATCH(hard_fold_cols, tile, t.rows, t.cols, c0, c1, t.row0, row_codes, col_codes, row_sq, col_sq, slack, pos.at(t.col0),
+                    neg.at(t.col0));
+  });
+}
+
+// The product nominates candidates of every anchor. Where the set is its own reference (`own`, y is x) a pair of tiles is
+// multiplied once, and columns are anchors too.
+void nominate(const float* px, const float* py, int64_t d, Mined& x, Mined& y, bool own, SideStore& pos, SideStore& neg, int threads) {
+  const float slack = hard_slack(d);
+  const std::unique_ptr<float[]> buffer(new float[std::min(x.size, kTile) * std::min(y.size, kTile)]);
+  float* tile = buffer.get();
+  if (own && x.size <= kSmall) {
+    small_products(px, x.size, d, nullptr, tile, x.sq.data(), threads);
+    mirror(tile, x.size, 1);
+    return fold(tile, {0, x.size, 0, x.size}, x, x, slack, pos, neg, false, threads);
+  }
+  std::vector<float> mean;
+  if (std::max(x.size, y.size) >= kCenterFrom) mean = common_mean(px, x.size, py, own ? 0 : y.size, d, threads);
+  const float* origin = mean.empty() ? nullptr : mean.data();
+  const PackedRows a(px, x.size, d, origin, x.sq.data(), threads);
+  const PackedRows b = own ? PackedRows() : PackedRows(py, y.size, d, origin, y.sq.data(), threads);
+  each_tile(x.size, y.size, own, [&](Tile t) {
+    const bool diagonal = own && t.row0 == t.col0;
+    products(a, own ? a : b, t, diagonal, tile, t.cols, threads);
+    if (diagonal) mirror(tile, t.rows, threads);
+    fold(tile, t, x, y, slack, pos, neg, own && !diagonal, threads);
+  });
+}
+
+// reference, ref_labels: None where the set is its own reference.
+void mine(py::object feat, py::object labels, py::object reference, py::object ref_labels, const std::string& metric,
+          std::optional<double> margin, py::object loss, py::object d_pos, py::object d_neg, py::object i_pos, py::object i_neg, int threads) {
+  const bool own = reference.is_none();
+  const TensorView vx(feat, "feat"), vy(own ? feat : reference, "reference");
+  const float* px = vx.data<float>({-1, -1});
+  const int64_t n = vx.size(0), d = vx.size(1);
+  const float* py_ = vy.data<float>({-1, d});
+  const int64_t m = vy.size(0);
+  const int64_t* pl = TensorView(labels, "labels").data<int64_t>({n});
+  const int64_t* prl = own ? nullptr : TensorView(ref_labels, "ref_labels").data<int64_t>({m});
+  float *out = TensorView(loss, "loss").data<float>({n}), *pdp = TensorView(d_pos, "d_pos").data<float>({n}),
+        *pdn = TensorView(d_neg, "d_neg").data<float>({n});
+  int64_t *pip = TensorView(i_pos, "i_pos").data<int64_t>({n}), *pin = TensorView(i_neg, "i_neg").data<int64_t>({n});
+  const HardMetric how = metric_named(metric);
+  py::gil_scoped_release release;
+
+  Mined x{n, std::vector<int32_t>(n), std::vector<float>(n)}, other;
+  if (!own) other = {m, std::vector<int32_t>(m), std::vector<float>(m)};
+  Mined& y = own ? x : other;
+  encode_labels(pl, n, prl, m, x.codes.data(), other.codes.data());
+  SideStore pos(n), neg(n);
+  nominate(px, py_, d, x, y, own, pos, neg, threads);
+
+  const float *sq = x.sq.data(), *ref_sq = y.sq.data();
+  std::vector<int64_t> bad;
+  for (int64_t j = 0; j < m; ++j) {
+    if (!std::isfinite(ref_sq[j])) bad.push_back(j);
+  }
+  const int64_t n_bad = static_cast<int64_t>(bad.size());
+  // The candidates are decided by direct difference of the original rows.
+  parallel_for(n, std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, d)), threads, [&](int64_t r0, int64_t r1) {
+    VIFAST_DISPATCH(hard_finish, px, py_, m, d, r0, r1, x.codes.data(), y.codes.data(), sq, ref_sq, bad.data(), n_bad, true, how, pos.at(0), pdp,
+                    pip);
+    VIFAST_DISPATCH(hard_finish, px, py_, m, d, r0, r1, x.codes.data(), y.codes.data(), sq, ref_sq, bad.data(), n_bad, false, how, neg.at(0), pdn,
+                    pin);
+    for (int64_t i = r0; i < r1; ++i) out[i] = hinge(pdp[i] - pdn[i], margin);
+  });
+}
 
 struct Choice {  // one side of the mined pairs: partner, and the gradient of its distance as a factor of feat - partner
   const int64_t* index;
@@ -210,12 +223,9 @@ void backward(py::object feat, py::object reference, py::object g_loss, py::obje
 }  // namespace
 
 void bind_batch_hard(py::module_& m) {
-  py::class_<HardMiner>(m, "HardMiner", "Mining of hard pairs behind a tiled product, see csrc/batch_hard.h.")
-      .def(py::init<py::object, py::object, py::object, py::object, int>(), py::arg("rows"), py::arg("ref_rows"), py::arg("labels"),
-           py::arg("ref_labels"), py::arg("threads"))
-      .def("fold", &HardMiner::fold, py::arg("tile"), py::arg("row0"), py::arg("col0"), py::arg("threads"))
-      .def("finish", &HardMiner::finish, py::arg("feat"), py::arg("reference"), py::arg("metric"), py::arg("margin"), py::arg("loss"),
-           py::arg("d_pos"), py::arg("d_neg"), py::arg("i_pos"), py::arg("i_neg"), py::arg("threads"));
+  m.def("hard_mine", &mine, py::arg("feat"), py::arg("labels"), py::arg("reference"), py::arg("ref_labels"), py::arg("metric"),
+        py::arg("margin"), py::arg("loss"), py::arg("d_pos"), py::arg("d_neg"), py::arg("i_pos"), py::arg("i_neg"), py::arg("threads"),
+        "Hardest partners of every anchor, their distances and the loss, see csrc/batch_hard.h.");
   m.def("hard_backward", &backward, py::arg("feat"), py::arg("reference"), py::arg("g_loss"), py::arg("g_pos"), py::arg("g_neg"),
         py::arg("d_pos"), py::arg("d_neg"), py::arg("i_pos"), py::arg("i_neg"), py::arg("metric"), py::arg("margin"),
         py::arg("grad_feat"), py::arg("grad_reference"), py::arg("threads"),

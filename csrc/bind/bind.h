@@ -6,6 +6,17 @@ namespace vifast {
 void bind_distance(pybind11::module_& m);
 void bind_batch_hard(pybind11::module_& m);
 void bind_weighted_triplet(pybind11::module_& m);
+void bind_planes(pybind11::module_& m);
+void bind_gem_pool(pybind11::module_& m);
+void bind_purifier(pybind11::module_& m);
+void bind_class_centers(pybind11::module_& m);
+void bind_graph_alignment(pybind11::module_& m);
+void bind_prototype_alignment(pybind11::module_& m);
+void bind_symmetric_kl(pybind11::module_& m);
+void bind_entropy_hinge(pybind11::module_& m);
+void bind_standardized_kl(pybind11::module_& m);
+void bind_prompt_consistency(pybind11::module_& m);
+void bind_percentile_mask(pybind11::module_& m);
 void bind_ranking(pybind11::module_& m);
 void bind_topk(pybind11::module_& m);
 

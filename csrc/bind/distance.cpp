@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "../packed_rows.h"
 #include "../parallel.h"
 #include "../tensor_view.h"
 #include "bind.h"
@@ -27,59 +28,95 @@ void encode_labels(const int64_t* a, int64_t n, const int64_t* b, int64_t m, int
   for (int64_t j = 0; b != nullptr && j < m; ++j) out_b[j] = encode(b[j]);
 }
 
-void square_norms(const float* x, int64_t n, int64_t d, float* sq, int threads) {
-  parallel_for(n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, d)), threads,
-               [&](int64_t r0, int64_t r1) { VIFAST_DISPATCH(row_norms, x, d, r0, r1, sq); });
+void tile_distances(const float* x, const float* y, int64_t d, const float* sq_x, const float* sq_y, Tile t, bool upper, float floor, bool root,
+                    float* tile, int64_t stride, int threads) {
+  const int64_t panels = (t.rows + kPanel - 1) / kPanel;
+  parallel_for(panels, std::max<int64_t>(1, kGrain / (kPanel * std::max<int64_t>(1, t.cols))), threads, [&](int64_t p0, int64_t p1) {
+    for (int64_t r = p0 * kPanel; r < std::min(p1 * kPanel, t.rows); r += kPanel) {
+      const int64_t skip = upper ? r : 0, row = t.row0 + r, col = t.col0 + skip;
+      VIFAST_DISPATCH(products_to_distances, tile + r * stride + skip, stride, t.cols - skip, 0, std::min(kPanel, t.rows - r), x + row * d,
+                      y + col * d, d, sq_x + row, sq_y + col, floor, root);
+    }
+  });
 }
 
 namespace {
 
-// feat and other may be one object: it is then centred once.
-void center(py::object feat, py::object other, py::object feat_c, py::object other_c, int threads) {
-  const bool same = feat.is(other);
-  const TensorView x(feat, "feat"), y(other, "other"), xc(feat_c, "feat_c"), yc(other_c, "other_c");
+// mean [d] becomes the mean of the finite entries of feat's columns.
+void column_mean(py::object feat, py::object mean, int threads) {
+  const TensorView x(feat, "feat");
+  const float* px = x.data<float>({-1, -1});
+  const int64_t n = x.size(0), d = x.size(1);
+  float* out = TensorView(mean, "mean").data<float>({d});
+  py::gil_scoped_release release;
+  const std::vector<float> values = common_mean(px, n, nullptr, 0, d, threads);
+  std::copy(values.begin(), values.end(), out);
+}
+
+void subtract(py::object feat, py::object mean, py::object out, int threads) {
+  const TensorView x(feat, "feat");
+  const float* px = x.data<float>({-1, -1});
+  const int64_t n = x.size(0), d = x.size(1);
+  const float* pm = TensorView(mean, "mean").data<float>({d});
+  float* po = TensorView(out, "out").data<float>({n, d});
+  py::gil_scoped_release release;
+  parallel_for(n, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, d)), threads,
+               [&](int64_t r0, int64_t r1) { VIFAST_DISPATCH(center_rows, px, d, pm, r0, r1, po); });
+}
+
+// codes [n] become 0 .. k - 1 in the order in which labels appear, the first k of first [n] where each does first; returns k.
+int64_t identity_codes(py::object labels, py::object codes, py::object first) {
+  const TensorView view(labels, "labels");
+  const int64_t* from = view.data<int64_t>({-1});
+  const int64_t n = view.size(0);
+  int64_t *out = TensorView(codes, "codes").data<int64_t>({n}), *rows = TensorView(first, "first").data<int64_t>({n});
+  std::vector<int32_t> sorted(n);
+  encode_labels(from, n, nullptr, 0, sorted.data(), nullptr);
+  std::vector<int64_t> code(n, -1);
+  int64_t k = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    int64_t& own = code[sorted[i]];
+    if (own < 0) {
+      rows[k] = i;
+      own = k++;
+    }
+    out[i] = own;
+  }
+  return k;
+}
+
+// other: None for feat itself, whose distances are then symmetric to the bit and cost half of the products.
+void pairwise(py::object feat, py::object other, double floor, bool root, py::object out, int threads) {
+  const bool own = other.is_none();
+  const TensorView x(feat, "feat"), y(own ? feat : other, "other");
   const float* px = x.data<float>({-1, -1});
   const int64_t n = x.size(0), d = x.size(1);
   const float* py_ = y.data<float>({-1, d});
   const int64_t m = y.size(0);
-  float *pxc = xc.data<float>({n, d}), *pyc = yc.data<float>({m, d});
+  float* po = TensorView(out, "out").data<float>({n, m});
   py::gil_scoped_release release;
-  std::vector<float> mean(d, 0.0f);
-  const int64_t total = same ? n : n + m;
-  parallel_for(d, std::max<int64_t>(64, kGrain / std::max<int64_t>(1, total)), threads, [&](int64_t c0, int64_t c1) {
-    VIFAST_DISPATCH(column_means, px, n, d, total, c0, c1, mean.data());
-    if (!same) VIFAST_DISPATCH(column_means, py_, m, d, total, c0, c1, mean.data());
+  const std::vector<float> mean = common_mean(px, n, py_, own ? 0 : m, d, threads);
+  std::vector<float> sq(n), other_sq(own ? 0 : m);
+  const PackedRows a(px, n, d, mean.data(), sq.data(), threads);
+  const PackedRows b = own ? PackedRows() : PackedRows(py_, m, d, mean.data(), other_sq.data(), threads);
+  each_tile(n, m, own, [&](Tile t) {
+    const bool upper = own && t.row0 == t.col0;
+    float* tile = po + t.row0 * m + t.col0;
+    products(a, own ? a : b, t, upper, tile, m, threads);
+    tile_distances(px, py_, d, sq.data(), own ? sq.data() : other_sq.data(), t, upper, static_cast<float>(floor), root, tile, m, threads);
   });
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, d));
-  parallel_for(n, grain, threads, [&](int64_t r0, int64_t r1) { VIFAST_DISPATCH(center_rows, px, d, mean.data(), r0, r1, pxc); });
-  if (same) return;
-  parallel_for(m, grain, threads, [&](int64_t r0, int64_t r1) { VIFAST_DISPATCH(center_rows, py_, d, mean.data(), r0, r1, pyc); });
-}
-
-// Rows of `tile` are products of rows of a_c with all of b_c; a and b are the same rows before they were moved.
-void to_distances(py::object tile, py::object a, py::object b, py::object a_c, py::object b_c, double floor, bool root, int threads) {
-  const TensorView t(tile, "tile"), va(a, "a"), vb(b, "b"), vac(a_c, "a_c"), vbc(b_c, "b_c");
-  float* pt = t.data<float>({-1, -1});
-  const int64_t rows = t.size(0), cols = t.size(1);
-  const float* pa = va.data<float>({rows, -1});
-  const int64_t d = va.size(1);
-  const float *pb = vb.data<float>({cols, d}), *pac = vac.data<float>({rows, d}), *pbc = vbc.data<float>({cols, d});
-  py::gil_scoped_release release;
-  std::vector<float> sq_a(rows), sq_b(cols);
-  square_norms(pac, rows, d, sq_a.data(), threads);
-  square_norms(pbc, cols, d, sq_b.data(), threads);
-  parallel_for(rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, cols)), threads, [&](int64_t r0, int64_t r1) {
-    VIFAST_DISPATCH(products_to_distances, pt, cols, r0, r1, pa, pb, d, sq_a.data(), sq_b.data(), static_cast<float>(floor), root);
-  });
+  if (own) mirror(po, n, threads);
 }
 
 }  // namespace
 
 void bind_distance(py::module_& m) {
-  m.def("center", &center, py::arg("feat"), py::arg("other"), py::arg("feat_c"), py::arg("other_c"), py::arg("threads"),
-        "Rows less the common mean of the finite entries.");
-  m.def("products_to_distances", &to_distances, py::arg("tile"), py::arg("a"), py::arg("b"), py::arg("a_c"), py::arg("b_c"),
-        py::arg("floor"), py::arg("root"), py::arg("threads"), "A tile of products of centred rows to distances, in place.");
+  m.def("column_mean", &column_mean, py::arg("feat"), py::arg("mean"), py::arg("threads"), "Mean of the finite entries of each column.");
+  m.def("subtract", &subtract, py::arg("feat"), py::arg("mean"), py::arg("out"), py::arg("threads"), "Rows less their mean.");
+  m.def("identity_codes", &identity_codes, py::arg("labels"), py::arg("codes"), py::arg("first"),
+        "Labels as 0 .. k - 1 in order of appearance; returns k.");
+  m.def("pairwise", &pairwise, py::arg("feat"), py::arg("other"), py::arg("floor"), py::arg("root"), py::arg("out"), py::arg("threads"),
+        "Distances of all pairs.");
 }
 
 }  // namespace vifast

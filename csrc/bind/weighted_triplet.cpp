@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "../distance.h"
+#include "../packed_rows.h"
 #include "../parallel.h"
 #include "../tensor_view.h"
 #include "bind.h"
@@ -15,9 +18,6 @@ namespace vifast {
 namespace {
 
 constexpr int64_t kSaved = 7;  // rows of `saved`, in the order of WrtSaved
-
-int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(1, cols)); }
-int64_t col_grain(int64_t rows) { return std::max<int64_t>(64, (1 << 13) / std::max<int64_t>(1, rows)); }
 
 WrtSaved saved_at(float* base, int64_t n, int64_t first) {
   return {base + first,         base + n + first,     base + 2 * n + first, base + 3 * n + first,
@@ -30,143 +30,137 @@ struct SoftmaxStore {  // memory of a WrtSide of n anchors
   WrtSide at(int64_t first) { return {m.data() + first, z.data() + first, t.data() + first}; }
 };
 
-// What both directions share: a tile of products of mean-free rows becomes one of distances, and knows its labels.
-class Tiles {
- public:
-  // centered: None where the tiles are distances already.
-  Tiles(py::object feat, py::object centered, py::object labels, int threads)
-      : feat_(feat), n_(TensorView(feat, "feat").size(0)), d_(TensorView(feat, "feat").size(1)), codes_(n_) {
-    x_ = TensorView(feat, "feat").data<float>({n_, d_});
-    encode_labels(TensorView(labels, "labels").data<int64_t>({n_}), n_, nullptr, 0, codes_.data(), nullptr);
-    if (centered.is_none()) return;
-    sq_.resize(n_);
-    const float* xc = TensorView(centered, "centered").data<float>({n_, d_});
-    py::gil_scoped_release release;
-    square_norms(xc, n_, d_, sq_.data(), threads);
-  }
+std::vector<int32_t> codes_of(const py::object& labels, int64_t n) {
+  std::vector<int32_t> codes(n);
+  encode_labels(TensorView(labels, "labels").data<int64_t>({n}), n, nullptr, 0, codes.data(), nullptr);
+  return codes;
+}
 
- protected:
-  struct Tile {
-    float* data;
-    int64_t rows, cols;
-    bool diagonal;
-    const int32_t *row_labels, *col_labels;
-  };
+// Losses of all anchors and what their gradient needs. mean [D] becomes the mean row; dist, [N, N] for at most kSmall rows or
+// None, the distances.
+void forward(py::object feat, py::object labels, bool stable, py::object loss, py::object saved, py::object mean, py::object dist,
+             int threads) {
+  const TensorView vx(feat, "feat");
+  const float* x = vx.data<float>({-1, -1});
+  const int64_t n = vx.size(0), d = vx.size(1);
+  const std::vector<int32_t> codes = codes_of(labels, n);
+  float *pl = TensorView(loss, "loss").data<float>({n}), *pm = TensorView(mean, "mean").data<float>({d});
+  const WrtSaved out = saved_at(TensorView(saved, "saved").data<float>({kSaved, n}), n, 0);
+  float* kept = dist.is_none() ? nullptr : TensorView(dist, "dist").data<float>({n, n});
+  if (kept != nullptr && n > kSmall) throw py::value_error("dist: expected None beyond " + std::to_string(kSmall) + " rows");
+  py::gil_scoped_release release;
 
-  Tile view(py::handle object, int64_t row0, int64_t col0) const {
-    const TensorView t(object, "tile");
-    float* data = t.data<float>({-1, -1});
-    const int64_t rows = t.size(0), cols = t.size(1);
-    if (row0 + rows > n_ || col0 + cols > n_) throw py::value_error("tile: reaches beyond the rows");
-    return {data, rows, cols, row0 == col0, codes_.data() + row0, codes_.data() + col0};
-  }
-
-  // Distances in place; one on the diagonal is made symmetric, so that (i, j) and (j, i) have the same bits.
-  void to_distances(const Tile& t, int64_t row0, int64_t col0, int threads) const {
-    if (sq_.empty()) return;
+  const std::vector<float> origin = common_mean(x, n, nullptr, 0, d, threads);
+  std::copy(origin.begin(), origin.end(), pm);
+  SoftmaxStore pos(n, -INFINITY), neg(n, stable ? -INFINITY : 0.0);
+  std::vector<float> sq(n);
+  auto fold = [&](float* tile, Tile t) {
+    const bool diagonal = t.row0 == t.col0;
+    tile_distances(x, x, d, sq.data(), sq.data(), t, diagonal, kWrtFloor, true, tile, t.cols, threads);
+    if (diagonal) mirror(tile, t.rows, threads);
+    const int32_t *rows = codes.data() + t.row0, *cols = codes.data() + t.col0;
     parallel_for(t.rows, row_grain(t.cols), threads, [&](int64_t r0, int64_t r1) {
-      VIFAST_DISPATCH(products_to_distances, t.data, t.cols, r0, r1, x_ + row0 * d_, x_ + col0 * d_, d_, sq_.data() + row0,
-                      sq_.data() + col0, kWrtFloor, true);
+      VIFAST_DISPATCH(wrt_fold_rows, tile, t.cols, r0, r1, rows, cols, stable, pos.at(t.row0), neg.at(t.row0));
     });
-    if (t.diagonal) VIFAST_DISPATCH(mirror_upper, t.data, t.rows, 0, t.rows);
-  }
-
-  py::object feat_;  // keeps x_ alive
-  const float* x_;
-  int64_t n_, d_;
-  std::vector<int32_t> codes_;
-  std::vector<float> sq_;
-};
-
-class WrtForward : public Tiles {
- public:
-  WrtForward(py::object feat, py::object centered, py::object labels, bool stable, int threads)
-      : Tiles(feat, centered, labels, threads), stable_(stable), pos_(n_, -INFINITY), neg_(n_, stable ? -INFINITY : 0.0) {}
-
-  void fold(py::object tile, int64_t row0, int64_t col0, int threads) {
-    const Tile t = view(tile, row0, col0);
-    py::gil_scoped_release release;
-    to_distances(t, row0, col0, threads);
-    parallel_for(t.rows, row_grain(t.cols), threads, [&](int64_t r0, int64_t r1) {
-      VIFAST_DISPATCH(wrt_fold_rows, t.data, t.cols, r0, r1, t.row_labels, t.col_labels, stable_, pos_.at(row0), neg_.at(row0));
-    });
-    if (t.diagonal) return;
+    if (diagonal) return;
     parallel_for(t.cols, col_grain(t.rows), threads, [&](int64_t c0, int64_t c1) {
-      VIFAST_DISPATCH(wrt_fold_cols, t.data, t.rows, t.cols, c0, c1, t.row_labels, t.col_labels, stable_, pos_.at(col0), neg_.at(col0));
+      VIFAST_DISPATCH(wrt_fold_cols, tile, t.rows, t.cols, c0, c1, rows, cols, stable, pos.at(t.col0), neg.at(t.col0));
+    });
+  };
+  if (kept != nullptr) {
+    small_products(x, n, d, origin.data(), kept, sq.data(), threads);
+    fold(kept, {0, n, 0, n});
+  } else {
+    const PackedRows packed(x, n, d, origin.data(), sq.data(), threads);
+    const std::unique_ptr<float[]> tile(new float[std::min(n, kTile) * std::min(n, kTile)]);
+    each_tile(n, n, true, [&](Tile t) {
+      products(packed, packed, t, t.row0 == t.col0, tile.get(), t.cols, threads);
+      fold(tile.get(), t);
     });
   }
-
-  // Loss of each anchor and what its gradient needs.
-  void finish(py::object loss, py::object saved) const {
-    float* pl = TensorView(loss, "loss").data<float>({n_});
-    const WrtSaved out = saved_at(TensorView(saved, "saved").data<float>({kSaved, n_}), n_, 0);
-    const double eps = stable_ ? 0.0 : kWrtEps;
-    for (int64_t i = 0; i < n_; ++i) {
-      const double zp = pos_.z[i] + eps, zn = neg_.z[i] + eps;
-      const bool idle = zn == 0;  // stable without negatives: a softmax over nothing, the anchor is left out
-      const double mean_p = pos_.t[i] / zp, mean_n = idle ? 0.0 : neg_.t[i] / zn, gap = mean_p - mean_n;
-      const double tail = std::exp(-std::fabs(gap));
-      const double loss_i = gap != gap ? gap : std::max(gap, 0.0) + std::log1p(tail);
-      pl[i] = idle ? 0.0f : static_cast<float>(loss_i);
-      out.slope[i] = idle ? 0.0f : static_cast<float>((gap >= 0 ? 1.0 : tail) / (1.0 + tail));
-      out.pos_max[i] = static_cast<float>(pos_.m[i]);
-      out.pos_inv_z[i] = static_cast<float>(1.0 / zp);
-      out.pos_mean[i] = static_cast<float>(mean_p);
-      out.neg_min[i] = idle ? 0.0f : static_cast<float>(-neg_.m[i]);
-      out.neg_inv_z[i] = idle ? 0.0f : static_cast<float>(1.0 / zn);
-      out.neg_mean[i] = static_cast<float>(mean_n);
-    }
+  const double eps = stable ? 0.0 : kWrtEps;
+  for (int64_t i = 0; i < n; ++i) {
+    const double zp = pos.z[i] + eps, zn = neg.z[i] + eps;
+    const bool idle = zn == 0;  // stable without negatives: a softmax over nothing, the anchor is left out
+    const double mean_p = pos.t[i] / zp, mean_n = idle ? 0.0 : neg.t[i] / zn, gap = mean_p - mean_n;
+    const double tail = std::exp(-std::fabs(gap));
+    const double loss_i = gap != gap ? gap : std::max(gap, 0.0) + std::log1p(tail);
+    pl[i] = idle ? 0.0f : static_cast<float>(loss_i);
+    out.slope[i] = idle ? 0.0f : static_cast<float>((gap >= 0 ? 1.0 : tail) / (1.0 + tail));
+    out.pos_max[i] = static_cast<float>(pos.m[i]);
+    out.pos_inv_z[i] = static_cast<float>(1.0 / zp);
+    out.pos_mean[i] = static_cast<float>(mean_p);
+    out.neg_min[i] = idle ? 0.0f : static_cast<float>(-neg.m[i]);
+    out.neg_inv_z[i] = idle ? 0.0f : static_cast<float>(1.0 / zn);
+    out.neg_mean[i] = static_cast<float>(mean_n);
   }
+}
 
- private:
-  bool stable_;
-  SoftmaxStore pos_, neg_;
-};
-
-class WrtBackward : public Tiles {
+// The weights w of the gradient w @ (feat - mean), tile by tile: -s_ij, and the sum of its row on the diagonal.
+class WrtBackward {
  public:
-  // grad: of the loss of each anchor; saved: as WrtForward left it.
+  // grad: of the loss of each anchor; saved: as the forward left it. centered: feat less its mean, or None where the forward kept
+  // the distances, which the one tile then holds.
   WrtBackward(py::object feat, py::object centered, py::object labels, bool stable, py::object grad, py::object saved, int threads)
-      : Tiles(feat, centered, labels, threads), stable_(stable), sums_(n_, 0.0) {
+      : feat_(feat), n_(TensorView(feat, "feat").size(0)), d_(TensorView(feat, "feat").size(1)), codes_(codes_of(labels, n_)), stable_(stable),
+        sums_(n_, 0.0) {
+    x_ = TensorView(feat, "feat").data<float>({n_, d_});
     const float* ps = TensorView(saved, "saved").data<float>({kSaved, n_});
     const float* pg = TensorView(grad, "grad").data<float>({n_});
     saved_.assign(ps, ps + kSaved * n_);
     for (int64_t i = 0; i < n_; ++i) saved_[i] *= pg[i];
+    if (centered.is_none()) return;
+    sq_.resize(n_);
+    const float* xc = TensorView(centered, "centered").data<float>({n_, d_});
+    py::gil_scoped_release release;
+    packed_ = PackedRows(xc, n_, d_, nullptr, sq_.data(), threads);
   }
 
-  // A tile becomes the weights w of the gradient w @ centered, in place: -s_ij, and the sum of its row on the diagonal.
-  // Tiles on the diagonal come last, when the sums are complete.
+  // Tiles of the upper triangle, those on the diagonal last, when the sums are complete.
   void weigh(py::object tile, int64_t row0, int64_t col0, int threads) {
-    const Tile t = view(tile, row0, col0);
+    const TensorView view(tile, "tile");
+    float* w = view.data<float>({-1, -1});
+    const Tile t{row0, view.size(0), col0, view.size(1)};
+    const bool diagonal = row0 == col0;
+    if (row0 + t.rows > n_ || col0 + t.cols > n_ || row0 % kPanel != 0 || col0 % kPanel != 0) {
+      throw py::value_error("tile: expected rows and columns of feat, beginning at multiples of " + std::to_string(kPanel));
+    }
     py::gil_scoped_release release;
-    to_distances(t, row0, col0, threads);
+    if (!sq_.empty()) {
+      products(packed_, packed_, t, diagonal, w, t.cols, threads);
+      tile_distances(x_, x_, d_, sq_.data(), sq_.data(), t, diagonal, kWrtFloor, true, w, t.cols, threads);
+      if (diagonal) mirror(w, t.rows, threads);
+    }
     const WrtSaved rows = saved_at(saved_.data(), n_, row0), cols = saved_at(saved_.data(), n_, col0);
+    const int32_t *row_codes = codes_.data() + row0, *col_codes = codes_.data() + col0;
     parallel_for(t.rows, row_grain(t.cols), threads, [&](int64_t r0, int64_t r1) {
-      VIFAST_DISPATCH(wrt_backward_rows, t.data, t.cols, r0, r1, t.row_labels, t.col_labels, stable_, rows, cols, sums_.data() + row0);
+      VIFAST_DISPATCH(wrt_backward_rows, w, t.cols, r0, r1, row_codes, col_codes, stable_, rows, cols, sums_.data() + row0);
     });
-    if (t.diagonal) {
-      for (int64_t i = 0; i < t.rows; ++i) t.data[i * t.cols + i] = static_cast<float>(-sums_[row0 + i]);
+    if (diagonal) {
+      for (int64_t i = 0; i < t.rows; ++i) w[i * t.cols + i] = static_cast<float>(-sums_[row0 + i]);
       return;
     }
     parallel_for(t.cols, col_grain(t.rows), threads, [&](int64_t c0, int64_t c1) {
-      VIFAST_DISPATCH(wrt_column_sums, t.data, t.rows, t.cols, c0, c1, sums_.data() + col0);
+      VIFAST_DISPATCH(add_column_sums, w, t.rows, t.cols, c0, c1, sums_.data() + col0);
     });
   }
 
  private:
+  py::object feat_;  // keeps x_ alive
+  const float* x_;
+  int64_t n_, d_;
+  std::vector<int32_t> codes_;
   bool stable_;
-  std::vector<float> saved_;
+  std::vector<float> sq_, saved_;
   std::vector<double> sums_;
+  PackedRows packed_;
 };
 
 }  // namespace
 
 void bind_weighted_triplet(py::module_& m) {
-  py::class_<WrtForward>(m, "WrtForward", "Online softmaxes of the weighted triplet loss, see csrc/weighted_triplet.h.")
-      .def(py::init<py::object, py::object, py::object, bool, int>(), py::arg("feat"), py::arg("centered"), py::arg("labels"),
-           py::arg("stable"), py::arg("threads"))
-      .def("fold", &WrtForward::fold, py::arg("tile"), py::arg("row0"), py::arg("col0"), py::arg("threads"))
-      .def("finish", &WrtForward::finish, py::arg("loss"), py::arg("saved"));
+  m.def("wrt_forward", &forward, py::arg("feat"), py::arg("labels"), py::arg("stable"), py::arg("loss"), py::arg("saved"), py::arg("mean"),
+        py::arg("dist"), py::arg("threads"), "Weighted triplet loss of every anchor, see csrc/weighted_triplet.h.");
   py::class_<WrtBackward>(m, "WrtBackward", "Weights of differences of its gradient.")
       .def(py::init<py::object, py::object, py::object, bool, py::object, py::object, int>(), py::arg("feat"), py::arg("centered"),
            py::arg("labels"), py::arg("stable"), py::arg("grad"), py::arg("saved"), py::arg("threads"))

@@ -6,6 +6,12 @@
 
 namespace vifast::VIFAST_ISA {
 
+namespace {
+
+constexpr int64_t kLanes = 64;  // columns summed at once
+
+}  // namespace
+
 void column_means(const float* x, int64_t n, int64_t d, int64_t total, int64_t c0, int64_t c1, float* mean) {
   const float weight = 1.0f / static_cast<float>(total);
   for (int64_t r = 0; r < n; ++r) {
@@ -18,19 +24,6 @@ void column_means(const float* x, int64_t n, int64_t d, int64_t total, int64_t c
   }
 }
 
-// Sums of squares in float32 over short runs and in float64 over the runs: as accurate as float64, at float32 speed.
-static float square_sum(const float* x, int64_t d) {
-  double total = 0;
-  for (int64_t start = 0; start < d; start += 256) {
-    const int64_t stop = start + 256 < d ? start + 256 : d;
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t k = start; k < stop; ++k) sum += x[k] * x[k];
-    total += sum;
-  }
-  return static_cast<float>(total);
-}
-
 void center_rows(const float* x, int64_t d, const float* mean, int64_t r0, int64_t r1, float* centered) {
   for (int64_t r = r0; r < r1; ++r) {
     const float* in = x + r * d;
@@ -40,14 +33,10 @@ void center_rows(const float* x, int64_t d, const float* mean, int64_t r0, int64
   }
 }
 
-void row_norms(const float* x, int64_t d, int64_t r0, int64_t r1, float* sq) {
-  for (int64_t r = r0; r < r1; ++r) sq[r] = square_sum(x + r * d, d);
-}
-
-void products_to_distances(float* tile, int64_t cols, int64_t r0, int64_t r1, const float* a, const float* b, int64_t d,
+void products_to_distances(float* tile, int64_t stride, int64_t cols, int64_t r0, int64_t r1, const float* a, const float* b, int64_t d,
                            const float* sq_a, const float* sq_b, float floor, bool root) {
   for (int64_t r = r0; r < r1; ++r) {
-    float* row = tile + r * cols;
+    float* row = tile + r * stride;
     const float sa = sq_a[r];
     int close = 0;
 #pragma omp simd reduction(| : close)
@@ -67,6 +56,18 @@ void products_to_distances(float* tile, int64_t cols, int64_t r0, int64_t r1, co
       const float sq = row[c] < floor ? floor : row[c];  // NaN stays NaN
       row[c] = root ? std::sqrt(sq) : sq;
     }
+  }
+}
+
+void add_column_sums(const float* tile, int64_t rows, int64_t cols, int64_t c0, int64_t c1, double* col_sum) {
+  for (int64_t c = c0; c < c1; c += kLanes) {
+    const int64_t n = c1 - c < kLanes ? c1 - c : kLanes;
+    float sum[kLanes] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+#pragma omp simd
+      for (int64_t k = 0; k < n; ++k) sum[k] += tile[r * cols + c + k];
+    }
+    for (int64_t k = 0; k < n; ++k) col_sum[c + k] += sum[k];
   }
 }
 

@@ -8,8 +8,6 @@ namespace vifast::VIFAST_ISA {
 
 namespace {
 
-constexpr int64_t kLanes = 64;  // columns summed at once
-
 // sign * d is the logit: +d for positives, -d for negatives.
 template <bool Positive>
 float logit(float d) {
@@ -55,12 +53,6 @@ void fold_row(const float* row, int64_t cols, int32_t label, const int32_t* labe
 }
 
 }  // namespace
-
-void mirror_upper(float* tile, int64_t n, int64_t r0, int64_t r1) {
-  for (int64_t r = r0; r < r1; ++r) {
-    for (int64_t c = 0; c < r; ++c) tile[r * n + c] = tile[c * n + r];
-  }
-}
 
 void wrt_fold_rows(const float* dist, int64_t cols, int64_t r0, int64_t r1, const int32_t* row_labels, const int32_t* col_labels,
                    bool stable, WrtSide pos, WrtSide neg) {
@@ -109,18 +101,6 @@ void wrt_backward_rows(float* dist, int64_t cols, int64_t r0, int64_t r1, const 
       sum += s;
     }
     row_sum[r] += sum;
-  }
-}
-
-void wrt_column_sums(const float* tile, int64_t rows, int64_t cols, int64_t c0, int64_t c1, double* col_sum) {
-  for (int64_t c = c0; c < c1; c += kLanes) {
-    const int64_t n = c1 - c < kLanes ? c1 - c : kLanes;
-    float sum[kLanes] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-#pragma omp simd
-      for (int64_t k = 0; k < n; ++k) sum[k] += tile[r * cols + c + k];
-    }
-    for (int64_t k = 0; k < n; ++k) col_sum[c + k] += sum[k];
   }
 }
 

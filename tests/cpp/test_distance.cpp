@@ -18,17 +18,15 @@ TEST(means_skip_what_is_not_finite) {
   });
 }
 
-TEST(centred_rows_and_norms) {
+TEST(centred_rows) {
   each_isa([] {
     for (int64_t d : {1, 5, 64, 300}) {
       Set s(9, d, 3, 1);
-      std::vector<float> mean(d, 0.5f), centered(9 * d), sq(9);
+      std::vector<float> mean(d, 0.5f), centered(9 * d);
       parallel_for(9, 1, 3, [&](int64_t r0, int64_t r1) {
         VIFAST_DISPATCH(center_rows, s.x.data(), d, mean.data(), r0, r1, centered.data());
-        VIFAST_DISPATCH(row_norms, s.x.data(), d, r0, r1, sq.data());
       });
       for (int64_t i = 0; i < 9; ++i) {
-        CHECK(near(sq[i], s.dot(i, s, i)));
         for (int64_t k = 0; k < d; ++k) CHECK(centered[i * d + k] == s.row(i)[k] - 0.5f);
       }
     }
@@ -44,7 +42,7 @@ TEST(distances_near_and_far_rooted_and_clamped) {
       b.renorm();
       std::vector<float> tile = products(a, 0, 6, b, 0, 37);
       parallel_for(6, 1, 2, [&](int64_t r0, int64_t r1) {
-        VIFAST_DISPATCH(products_to_distances, tile.data(), 37, r0, r1, a.x.data(), b.x.data(), 70, a.sq.data(), b.sq.data(),
+        VIFAST_DISPATCH(products_to_distances, tile.data(), 37, 37, r0, r1, a.x.data(), b.x.data(), 70, a.sq.data(), b.sq.data(),
                         1e-12f, root);
       });
       for (int64_t i = 0; i < 6; ++i) {
@@ -63,7 +61,7 @@ TEST(a_nan_stays) {
     a.x[3] = NAN;
     a.renorm();
     std::vector<float> tile = products(a, 0, 2, a, 0, 2);
-    VIFAST_DISPATCH(products_to_distances, tile.data(), 2, 0, 2, a.x.data(), a.x.data(), 8, a.sq.data(), a.sq.data(), 1e-12f, true);
+    VIFAST_DISPATCH(products_to_distances, tile.data(), 2, 2, 0, 2, a.x.data(), a.x.data(), 8, a.sq.data(), a.sq.data(), 1e-12f, true);
     CHECK(std::isnan(tile[0]) && std::isnan(tile[1]) && std::isnan(tile[2]) && !std::isnan(tile[3]));
   });
 }

@@ -1,3 +1,4 @@
+#include "distance.h"
 #include "weighted_triplet.h"
 
 #include <algorithm>
@@ -58,26 +59,13 @@ TEST(online_softmax_agrees_with_a_whole_one) {
   });
 }
 
-TEST(the_lower_triangle_mirrors_the_upper) {
-  each_isa([] {
-    for (int64_t n : {1, 2, 17, 64}) {
-      std::vector<float> tile(n * n);
-      for (int64_t i = 0; i < n * n; ++i) tile[i] = static_cast<float>(i);
-      VIFAST_DISPATCH(mirror_upper, tile.data(), n, 0, n);
-      for (int64_t r = 0; r < n; ++r) {
-        for (int64_t c = 0; c < n; ++c) CHECK(tile[r * n + c] == static_cast<float>(std::min(r, c) * n + std::max(r, c)));
-      }
-    }
-  });
-}
-
 TEST(column_sums_add_to_what_is_there) {
   each_isa([] {
     const int64_t rows = 5, cols = 131;
     std::vector<float> tile(rows * cols);
     for (int64_t i = 0; i < rows * cols; ++i) tile[i] = static_cast<float>(i % 7) - 3;
     std::vector<double> sum(cols, 10.0);
-    parallel_for(cols, 1, 3, [&](int64_t c0, int64_t c1) { VIFAST_DISPATCH(wrt_column_sums, tile.data(), rows, cols, c0, c1, sum.data()); });
+    parallel_for(cols, 1, 3, [&](int64_t c0, int64_t c1) { VIFAST_DISPATCH(add_column_sums, tile.data(), rows, cols, c0, c1, sum.data()); });
     for (int64_t c = 0; c < cols; ++c) {
       double wanted = 10;
       for (int64_t r = 0; r < rows; ++r) wanted += tile[r * cols + c];

@@ -8,7 +8,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-import vifast.functional  # noqa: F401 - registers the ops
+import vifast.functional
+import vifast.nn  # noqa: F401 - registers ops
 from vifast.aot import ARCHITECTURES, LAUNCHES, compile_all
 from vifast.kernels._registry import Op
 
@@ -16,7 +17,10 @@ SHARED = 227 * 1024  # bytes a block may ask for on sm_90 and sm_100; 163 KiB on
 
 
 def test_every_launcher_is_compiled():
-    assert set(LAUNCHES) == {op.name for op in Op.registered if "cuda" in op.kernels}
+    launchers = {op.name: op.kernels["cuda"] for op in Op.registered if "cuda" in op.kernels}
+    # The guide's example registers an op of its own when the documentation is tested in this process.
+    ours = {name for name, launcher in launchers.items() if launcher.__module__.startswith("vifast.")}
+    assert set(LAUNCHES) == ours
 
 
 @pytest.mark.slow
@@ -28,6 +32,14 @@ def test_no_spills_and_tensor_cores(architecture):
         "batch_hard._mine_kernel",
         "batch_hard._finish_kernel",
         "batch_hard._backward_kernel",
+        "gem_pool._gem_kernel",
+        "gem_pool._backward_kernel",
+        "purifier._stats_kernel",
+        "purifier._forward_kernel",
+        "purifier._backward_kernel",
+        "class_centers._mean_kernel",
+        "graph_alignment._fold_kernel",
+        "graph_alignment._strip_kernel",
         "pairwise_distance._pairwise_kernel",
         "weighted_triplet._fold_kernel",
         "weighted_triplet._finish_kernel",

@@ -225,7 +225,8 @@ def test_a_bad_row_reaches_only_its_anchors(backend, other):
 
 def test_the_extension_names_a_bad_argument():
     x, labels = torch.randn(4, 3), torch.arange(4)
+    out = (*torch.empty(3, 4), *torch.empty(2, 4, dtype=torch.int64))
     with pytest.raises(TypeError, match="expected dtype float32, got float64"):
-        _C.HardMiner(x.double(), x.double(), labels, labels, 1)
+        _C.hard_mine(x.double(), labels, None, None, "euclidean", 0.3, *out, 1)
     with pytest.raises(ValueError, match=r"labels: expected shape \[4\], got \[3\]"):
-        _C.HardMiner(x, x, labels[:3], labels[:3], 1)
+        _C.hard_mine(x, labels[:3], None, None, "euclidean", 0.3, *out, 1)

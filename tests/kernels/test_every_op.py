@@ -13,6 +13,12 @@ from torch.testing import assert_close
 from vifast import functional as F
 from vifast.testing import LAYOUTS, assert_close_to_oracle, features, near_duplicates, with_layout
 
+
+def widened(x):
+    """More columns: a standardised row of two is a sign, and has no gradient but that of rounding."""
+    return torch.cat((x, torch.tensor([0.0, 1.0, -0.5]).to(x).expand(len(x), 3)), 1)
+
+
 CASES = {
     "triplet": lambda x, y: F.triplet_loss(x, y, reduction="none"),
     "triplet soft": lambda x, y: F.triplet_loss(x, y, margin=None, reduction="none"),
@@ -25,12 +31,22 @@ CASES = {
     "weighted": lambda x, y: F.weighted_triplet_loss(x, y, reduction="none"),
     "weighted stable": lambda x, y: F.weighted_triplet_loss(x, y, stable=True, reduction="none"),
     "weighted normalized": lambda x, y: F.weighted_triplet_loss(x, y, normalize=True, reduction="none"),
+    "symmetric kl": lambda x, y: F.symmetric_kl(x, x.flip((0, 1))),
+    "entropy hinge": lambda x, y: F.entropy_hinge(x, 0.5 * x.flip(0), margin=0.1),
+    "standardized kl": lambda x, y: F.standardized_kl(
+        widened(x), widened(x).detach().flip((0, 1)), (2, 3, 4, 5, 6), reduction="none"
+    ),
+    "graph": lambda x, y: F.graph_alignment(x, x.flip((0, 1)), reduction="none"),
+    "graph target": lambda x, y: F.graph_alignment(x.flip((0, 1)), x, symmetric=False, reduction="none"),
+    "relation": lambda x, y: F.relation_alignment(x, x.flip((0, 1))),
+    "center triplet": lambda x, y: F.center_triplet_loss(x, x.flip((0, 1)), y),
     "distance": lambda x, y: F.pairwise_distance(x),
     "distance to others": lambda x, y: F.pairwise_distance(x, x.flip((0, 1))),
     "squared distance": lambda x, y: F.pairwise_distance(x, metric="sqeuclidean"),
     "cosine distance": lambda x, y: F.pairwise_distance(x, metric="cosine"),
 }
-UNIT = ("triplet cosine", "weighted normalized", "cosine distance")  # of rows divided by their norm
+# Of rows divided by their norm, or of means of rows, which float32 rounds where they lie.
+UNIT = ("triplet cosine", "weighted normalized", "cosine distance", "relation", "center triplet")
 METRIC = [name for name in CASES if name not in UNIT]
 LOSSES = [name for name in CASES if "distance" not in name]
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -271,10 +287,11 @@ def test_memory_is_linear_in_rows(tmp_path):
         from vifast.testing import features
         feat, labels = features(8192, 64)
         feat.requires_grad_()
-        for loss in (F.triplet_loss, F.weighted_triplet_loss):
+        losses = F.triplet_loss, F.weighted_triplet_loss, lambda x, y: F.graph_alignment(x, x.flip(1))
+        for loss in losses:
             loss(feat[:600], labels[:600]).backward()  # load everything once
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for loss in (F.triplet_loss, F.weighted_triplet_loss):
+        for loss in losses:
             loss(feat, labels).backward()
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     """

@@ -4,18 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vifast.kernels import _C
-
 sys.path.insert(0, str(Path(__file__).parent))  # retrieval_oracle.py; importlib mode adds no folder
-
-
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
-def isa(request):
-    before = _C.isa()
-    if not _C.set_isa(request.param):
-        pytest.skip(f"the processor has no {request.param}")
-    yield request.param
-    _C.set_isa(before)
 
 
 @pytest.fixture

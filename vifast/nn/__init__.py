@@ -1,7 +1,10 @@
-"""Modules that sit in a re-identification network: pooling, neck, non-local block."""
+"""Modules that sit in a re-identification network: pooling, neck, non-local block, purifier, prompts."""
 
 from vifast.nn.gem import GeM
 from vifast.nn.neck import BNNeck
 from vifast.nn.non_local import NonLocal
+from vifast.nn.prompts import ModalityPrompts
+from vifast.nn.purifier import InstanceNormPurifier, Purified
+from vifast.nn.split_batch_norm import SplitBatchNorm2d
 
-__all__ = ["BNNeck", "GeM", "NonLocal"]
+__all__ = ["BNNeck", "GeM", "InstanceNormPurifier", "ModalityPrompts", "NonLocal", "Purified", "SplitBatchNorm2d"]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from vifast.functional.gem_pool import gem_pool
+
 
 class GeM(nn.Module):
     r"""Generalised-mean pooling over the positions of a map, in float32 whatever the map's dtype.
@@ -40,12 +42,7 @@ class GeM(nn.Module):
         self.clamp, self.eps = clamp, eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 4:
-            raise ValueError(f"x: expected a map [N, C, H, W], got shape {list(x.shape)}")
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        if self.clamp:
-            return x.clamp(min=self.eps).pow(self.p).mean((2, 3)).pow(1.0 / self.p)
-        return (x.pow(self.p).mean((2, 3)) + self.eps).pow(1.0 / self.p)
+        return gem_pool(x, p=self.p, eps=self.eps, clamp=self.clamp)
 
     def extra_repr(self) -> str:
         learnable = isinstance(self.p, nn.Parameter)

@@ -1,64 +1,10 @@
-"""Every benchmark, declared once: sizes, inputs, providers, and the work that is the floor.
-
-A case builds its inputs for one size and returns ``{provider: callable}``. The provider named ``floor`` is the product
-(or read) that no implementation can do without; all others are reported as a ratio to it and to ``vifast``.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass
+"""Search and evaluation of a gallery."""
 
 import rivals
 import torch
 
-import vifast
-from vifast import functional, retrieval
-
-
-@dataclass(frozen=True)
-class Case:
-    op: str
-    sizes: tuple[tuple[int, ...], ...]
-    build: Callable[..., dict[str, Callable[[], object]]]
-    gpu: bool = True
-
-
-def _batch(n, d, device):
-    generator = torch.Generator().manual_seed(0)
-    feat = torch.randn(n, d, generator=generator).to(device).requires_grad_()
-    return feat, torch.arange(n, device=device) // 8
-
-
-def _step(loss, feat, labels):
-    def run():
-        feat.grad = None
-        loss(feat, labels).backward()
-
-    return run
-
-
-def _reference(loss):
-    def run(feat, labels):
-        with vifast.use_reference():
-            return loss(feat, labels)
-
-    return run
-
-
-def _loss_case(ours, dense, products, extra):
-    def build(n, d, device="cpu"):
-        feat, labels = _batch(n, d, device)
-        rows, out = feat.detach(), torch.empty(n, n, device=device)
-
-        def floor():
-            for _ in range(products):
-                torch.mm(rows, rows.T, out=out)
-
-        losses = {"vifast": ours, "definition": _reference(ours), "eager": dense, "compile": torch.compile(dense)}
-        losses |= {name: make() for name, make in extra.items()}
-        return {"floor": floor} | {name: _step(loss, feat, labels) for name, loss in losses.items()}
-
-    return build
-
+from cases._case import Case
+from vifast import retrieval
 
 IDENTITIES = {301: 96, 3010: 96, 2060: 206, 8680: 351, 20000: 1000}  # of SYSU-MM01, RegDB, LLCM by gallery rows
 SORTABLE = 12_000_000  # pairs beyond which the sorting evaluator takes minutes
@@ -123,24 +69,10 @@ def _search(q, g, d, k, device="cpu"):
     return providers
 
 
-BATCHES = tuple((n, 2048) for n in (64, 128, 512, 2048, 8192))
-_TRIPLET_RIVALS = {"eager_gather": lambda: rivals.triplet_gather, "pml": rivals.triplet_pml}
-
 CASES = (
-    Case("triplet_loss", BATCHES, _loss_case(functional.triplet_loss, rivals.triplet_dense, 1, _TRIPLET_RIVALS)),
-    Case(
-        "weighted_triplet_loss",
-        BATCHES,
-        _loss_case(functional.weighted_triplet_loss, rivals.weighted_dense, 3, {}),
-    ),
     Case("evaluate", ((3803, 301, 2048), (3803, 3010, 2048), (2060, 2060, 2048), (7166, 8680, 2048)), _evaluate),
     Case(
         "evaluate_distance", ((3803, 301), (3803, 3010), (2060, 2060), (7166, 8680), (10000, 20000)), _evaluate_distance
     ),
     Case("search", ((10000, 100000, 512, 10), (10000, 100000, 512, 100), (100, 1000000, 256, 10)), _search, gpu=False),
 )
-
-
-def smoke_size(size):
-    """The same case small enough for a smoke run: every dimension over 64 divided by 16."""
-    return tuple(x if x <= 64 else max(x // 16, 16) for x in size)

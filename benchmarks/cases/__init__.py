@@ -1,0 +1,16 @@
+"""Every benchmark, declared once: sizes, inputs, providers, and the work that is the floor.
+
+A case builds its inputs for one size and returns ``{provider: callable}``. The provider named ``floor`` is the product
+(or read) that no implementation can do without; all others are reported as a ratio to it and to ``vifast``.
+"""
+
+from cases import batch, maps, pairs, retrieval, rows, systems
+from cases._case import Case
+
+FAMILIES = (batch, pairs, rows, maps, systems, retrieval)
+CASES: tuple[Case, ...] = tuple(case for family in FAMILIES for case in family.CASES)
+
+
+def smoke_size(size):
+    """The same case small enough for a smoke run: every dimension over 64 divided by 16."""
+    return tuple(x if x <= 64 else max(x // 16, 16) for x in size)
