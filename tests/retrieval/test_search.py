@@ -166,7 +166,7 @@ def test_excluded_rows_are_never_found():
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_definition_for_other_devices(metric):
     rng = np.random.default_rng(6)
-    query, gallery = draw(rng, torch.float32, 20, 9, "generic"), draw(rng, torch.float32, 150, 9, "duplicates")
+    query, gallery = (draw(rng, torch.float32, n, 9, "integers") for n in (20, 150))  # sums without rounding
     mask = torch.from_numpy(rng.random((20, 150)) < 0.3)
     expected = search(query, gallery, 110, metric=metric, exclude=mask)
     dist, index = _definition(query, gallery, 110, metric, lambda a, b, c, d: mask[a:b, c:d], 40)

@@ -30,7 +30,8 @@ def search(
     row has cosine 0 with every row), ``euclidean`` ||q - g||, ``sqeuclidean`` ||q - g||^2, ``dot`` q.g, of which the
     largest are nearest. They are ordered before they are rounded to the output's type, equal ones by lower index.
     On the CPU a float32 product finds the candidates up to a proven error and float64 decides among them: neither
-    ``chunk`` nor the number of threads can change a bit. On other devices the products themselves are float64.
+    ``chunk`` nor the number of threads can change a bit. On other devices the products themselves are float64, and
+    equal rows tie where the platform sums their products in one order.
 
     Args:
         query: [Q, D] features.
