@@ -33,6 +33,9 @@ CALLS = {
     "prototype_alignment": lambda a, b, labels, modality: F.prototype_alignment(a, b, b.detach()[:5]),
     "class_centers": lambda a, b, labels, modality: F.class_centers(a, labels, 4)[0],
     "center_hinge": lambda *args: F.center_hinge(*args),  # noqa: PLW0108 - looked up when called
+    "center_loss": lambda a, b, labels, modality: F.center_loss(a, labels, b.detach()),
+    "center_cluster_loss": lambda a, b, labels, modality: F.center_cluster_loss(a, labels, margin=9.0),
+    "neighbor_loss": lambda a, b, labels, modality: F.neighbor_loss(a, labels),
     "center_triplet_loss": lambda a, b, labels, modality: F.center_triplet_loss(a, b, labels),
     "prompt_consistency": lambda a, b, labels, modality: F.prompt_consistency(a, b),
     "softmax_confidence": lambda a, b, labels, modality: F.softmax_confidence(a) + F.symmetric_kl(a, b),

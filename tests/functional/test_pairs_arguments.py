@@ -14,6 +14,9 @@ CALLS = {
     F.center_hinge: {"raw": FEAT, "purified": FEAT, "labels": LABELS, "modality": SIDES},
     F.center_triplet_loss: {"feat_v": FEAT, "feat_i": FEAT, "labels": LABELS},
     F.prototype_alignment: {"student": FEAT, "teacher": FEAT, "prototypes": TABLE},
+    F.center_loss: {"feat": FEAT, "labels": LABELS, "centers": TABLE},
+    F.center_cluster_loss: {"feat": FEAT, "labels": LABELS},
+    F.neighbor_loss: {"feat": FEAT, "labels": LABELS},
 }
 NOT_ROWS = [
     (FEAT.tolist(), TypeError, r"expected a tensor \[N, D\], got list"),
@@ -73,6 +76,17 @@ WRONG = [
     (F.prototype_alignment, "prototypes", [*NOT_ROWS, *NOT_LIKE, FEWER_COLUMNS]),
     (F.prototype_alignment, "tau", NOT_POSITIVE),
     (F.prototype_alignment, "kappa", NEGATIVE),
+    (F.center_loss, "feat", NOT_ROWS),
+    (F.center_loss, "labels", NOT_LABELS),
+    (F.center_loss, "centers", [*NOT_ROWS, *NOT_LIKE, FEWER_COLUMNS]),
+    (F.center_cluster_loss, "feat", NOT_ROWS),
+    (F.center_cluster_loss, "labels", NOT_LABELS),
+    (F.center_cluster_loss, "margin", NEGATIVE),
+    (F.center_cluster_loss, "precision", CHOICE),
+    (F.neighbor_loss, "feat", NOT_ROWS),
+    (F.neighbor_loss, "labels", NOT_LABELS),
+    (F.neighbor_loss, "reduction", CHOICE),
+    (F.neighbor_loss, "precision", CHOICE),
 ]
 
 

@@ -40,13 +40,15 @@ CASES = {
     "graph target": lambda x, y: F.graph_alignment(x.flip((0, 1)), x, symmetric=False, reduction="none"),
     "relation": lambda x, y: F.relation_alignment(x, x.flip((0, 1))),
     "center triplet": lambda x, y: F.center_triplet_loss(x, x.flip((0, 1)), y),
+    "center cluster": lambda x, y: F.center_cluster_loss(x, y, margin=20.0),
+    "neighbor": lambda x, y: F.neighbor_loss(x, y, reduction="none"),
     "distance": lambda x, y: F.pairwise_distance(x),
     "distance to others": lambda x, y: F.pairwise_distance(x, x.flip((0, 1))),
     "squared distance": lambda x, y: F.pairwise_distance(x, metric="sqeuclidean"),
     "cosine distance": lambda x, y: F.pairwise_distance(x, metric="cosine"),
 }
 # Of rows divided by their norm, or of means of rows, which float32 rounds where they lie.
-UNIT = ("triplet cosine", "weighted normalized", "cosine distance", "relation", "center triplet")
+UNIT = ("triplet cosine", "weighted normalized", "cosine distance", "relation", "center triplet", "center cluster")
 METRIC = [name for name in CASES if name not in UNIT]
 LOSSES = [name for name in CASES if "distance" not in name]
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

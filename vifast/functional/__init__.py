@@ -8,13 +8,16 @@ the host but :func:`check_finite`.
 from vifast.functional._common import METRICS as METRICS
 from vifast.functional._common import PRECISIONS as PRECISIONS
 from vifast.functional._common import REDUCTIONS as REDUCTIONS
+from vifast.functional.center_cluster import center_cluster_loss
 from vifast.functional.center_hinge import center_hinge
+from vifast.functional.center_loss import center_loss
 from vifast.functional.center_triplet import center_triplet_loss
 from vifast.functional.class_centers import class_centers
 from vifast.functional.entropy_hinge import entropy_hinge
 from vifast.functional.finite import check_finite
 from vifast.functional.gem_pool import gem_pool
 from vifast.functional.graph_alignment import graph_alignment
+from vifast.functional.neighbor_loss import neighbor_loss
 from vifast.functional.pairwise_distance import pairwise_distance
 from vifast.functional.percentile_mask import percentile_mask, softmax_confidence
 from vifast.functional.prompt_consistency import prompt_consistency
@@ -27,7 +30,9 @@ from vifast.functional.triplet import hard_pairs, triplet_loss
 from vifast.functional.weighted_triplet import weighted_triplet_loss
 
 __all__ = [
+    "center_cluster_loss",
     "center_hinge",
+    "center_loss",
     "center_triplet_loss",
     "check_finite",
     "class_centers",
@@ -35,6 +40,7 @@ __all__ = [
     "gem_pool",
     "graph_alignment",
     "hard_pairs",
+    "neighbor_loss",
     "pairwise_distance",
     "percentile_mask",
     "prompt_consistency",
