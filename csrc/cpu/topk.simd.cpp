@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "half-inl.h"
+
 namespace vifast::VIFAST_ISA {
 
 namespace {
@@ -38,25 +40,10 @@ double exact_key(Metric metric, const T* query, double query_sq, const T* row, i
   return 1 - (cosine > 1 ? 1 : cosine < -1 ? -1 : cosine);
 }
 
-float as_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// Finite half-precision numbers, by shifts: vectorised without the conversion instructions of newer processors.
-const float* widen(const uint16_t* row, RowType type, int64_t d, float* out) {
-  if (type == RowType::bfloat16) {
+template <class Half>
+const float* widen(const uint16_t* row, int64_t d, float* out) {
 #pragma omp simd
-    for (int64_t k = 0; k < d; ++k) out[k] = as_float(static_cast<uint32_t>(row[k]) << 16);
-  } else {
-#pragma omp simd
-    for (int64_t k = 0; k < d; ++k) {
-      const uint32_t h = row[k];
-      const float size = as_float((h & 0x7fffu) << 13) * 0x1p112f;  // exponent bias 15 to 127, also of subnormals
-      out[k] = h & 0x8000u ? -size : size;
-    }
-  }
+  for (int64_t k = 0; k < d; ++k) out[k] = Half::read(row[k]);
   return out;
 }
 
@@ -82,21 +69,58 @@ void topk_norms(const float* rows, int64_t d, int64_t r0, int64_t r1, double* no
   for (int64_t r = r0; r < r1; ++r) norm[r] = std::sqrt(exact_dot(rows + r * d, rows + r * d, d));
 }
 
-void topk_next(const float* row, const float* base, const float* scale, int64_t start, int64_t cols, float limit, int64_t* block,
-               uint8_t* hit) {
+void topk_round(const float* rows, int64_t d, int64_t r0, int64_t r1, uint16_t* half, double* norm, double* lost) {
+  for (int64_t r = r0; r < r1; ++r) {
+    const float* row = rows + r * d;
+    uint16_t* out = half + r * d;
+    double sum = 0, gone = 0;
+#pragma omp simd reduction(+ : sum, gone)
+    for (int64_t k = 0; k < d; ++k) {
+      out[k] = BFloat16::write(row[k]);
+      const double x = row[k], e = x - static_cast<double>(BFloat16::read(out[k]));
+      sum += x * x;
+      gone += e * e;
+    }
+    norm[r] = std::sqrt(sum);
+    lost[r] = std::sqrt(gone);
+  }
+}
+
+namespace {
+
+// Share: the part of a product that its rounding may hide.
+template <class Stored>
+void next_block(const typename Stored::Stored* row, const float* base, const float* scale, float share, int64_t start, int64_t cols,
+                float limit, int64_t* block, uint8_t* hit) {
   for (; start < cols; start += kTopkStep) {
     const int64_t width = start + kTopkStep < cols ? kTopkStep : cols - start;
-    const float *x = row + start, *b = base + start, *s = scale + start;
+    const typename Stored::Stored* x = row + start;
+    const float *b = base + start, *s = scale + start;
+    auto outside = [&](int64_t c) {
+      const float product = Stored::read(x[c]);
+      return b[c] - s[c] * (product + share * std::fabs(product)) > limit;
+    };
     int32_t any = 0;
 #pragma omp simd reduction(| : any)
-    for (int64_t c = 0; c < width; ++c) any |= !(b[c] - s[c] * x[c] > limit);
+    for (int64_t c = 0; c < width; ++c) any |= !outside(c);
     if (!any) continue;
     std::memset(hit, 0, kTopkStep);
 #pragma omp simd
-    for (int64_t c = 0; c < width; ++c) hit[c] = !(b[c] - s[c] * x[c] > limit);
+    for (int64_t c = 0; c < width; ++c) hit[c] = !outside(c);
     break;
   }
   *block = start;
+}
+
+}  // namespace
+
+void topk_next(TopkTile tile, int64_t offset, const float* base, const float* scale, int64_t start, int64_t cols, float limit,
+               int64_t* block, uint8_t* hit) {
+  if (tile.half) {
+    next_block<BFloat16>(static_cast<const uint16_t*>(tile.data) + offset, base, scale, kHalfShare, start, cols, limit, block, hit);
+  } else {
+    next_block<Single>(static_cast<const float*>(tile.data) + offset, base, scale, 0.0f, start, cols, limit, block, hit);
+  }
 }
 
 void topk_score(Metric metric, const void* query, Rows gallery, Candidate* candidate, int64_t n, float* scratch) {
@@ -109,8 +133,8 @@ void topk_score(Metric metric, const void* query, Rows gallery, Candidate* candi
     score(metric, static_cast<const float*>(query), d, candidate, n, gallery, [=](int64_t j) { return rows + j * d; });
   } else {
     const uint16_t* rows = static_cast<const uint16_t*>(gallery.data);
-    score(metric, static_cast<const float*>(query), d, candidate, n, gallery,
-          [=](int64_t j) { return widen(rows + j * d, gallery.type, d, scratch); });
+    auto* widened = gallery.type == RowType::bfloat16 ? &widen<BFloat16> : &widen<Float16>;
+    score(metric, static_cast<const float*>(query), d, candidate, n, gallery, [=](int64_t j) { return widened(rows + j * d, d, scratch); });
   }
 }
 

@@ -19,11 +19,20 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 struct KeyError {
   double slack, tiny;
   Metric metric;
-  KeyError(Metric metric, int64_t d) : slack(hard_slack(d)), tiny(4 * std::ldexp(static_cast<double>(d), -126)), metric(metric) {}
+  // Half products are of rows whose norms rounding may raise by 2^-8 each.
+  KeyError(Metric metric, int64_t d, bool half)
+      : slack(hard_slack(d) * (half ? 1 + 0x1p-6 : 1)), tiny(4 * std::ldexp(static_cast<double>(d), -126)), metric(metric) {}
+
   double operator()(double query_norm, double norm) const {
     if (metric == Metric::cosine) return slack + tiny * (1 + 1 / norm);
     const double scale = metric == Metric::dot ? query_norm * norm : query_norm * query_norm + norm * norm;
     return slack * scale + tiny * (1 + query_norm + norm);
+  }
+
+  // What rounding the rows to bfloat16 adds; `lost` of the gallery row is a share of its norm for the cosine.
+  double rounding(double query_norm, double query_lost, double norm, double lost) const {
+    if (metric == Metric::cosine) return query_lost + (query_norm + query_lost) * lost;
+    return (metric == Metric::dot ? 1 : 2) * (query_lost * norm + (query_norm + query_lost) * lost);
   }
 };
 
@@ -36,6 +45,7 @@ class Query {  // one query's part of the state
         count_(s.count[q]), worst_(s.worst[q]) {}
 
   double worst() const { return worst_; }
+  int64_t scored() const { return scored_; }
 
   void push(Candidate c) {
     begin_[count_++] = c;
@@ -54,6 +64,7 @@ class Query {  // one query's part of the state
 
   // The best k of the candidates, exact and in order.
   void settle() {
+    scored_ += count_ - std::count_if(begin_, begin_ + count_, [](const Candidate& c) { return c.lower == c.upper; });
     VIFAST_DISPATCH(topk_score, metric_, query_, gallery_, begin_, count_, scratch_);
     std::sort(begin_, begin_ + count_, nearer);
     count_ = std::min(count_, k_);
@@ -67,6 +78,7 @@ class Query {  // one query's part of the state
   float* scratch_;
   Candidate* begin_;
   const int64_t k_, room_;
+  int64_t scored_ = 0;
   int64_t& count_;
   double& worst_;
 };
@@ -76,12 +88,20 @@ const void* row_of(const void* query, Rows gallery, int64_t q) {
   return static_cast<const char*>(query) + q * gallery.d * width;
 }
 
+float product_at(TopkTile tile, int64_t at) {
+  if (!tile.half) return static_cast<const float*>(tile.data)[at];
+  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(tile.data)[at]) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
 }  // namespace
 
-TopkColumns::TopkColumns(Metric metric, const double* norm, int64_t first, int64_t count, const uint8_t* exclude)
-    : first(first), count(count), norm(norm), exclude(exclude), base(count), scale(count), least(kInf), most(0) {
+TopkColumns::TopkColumns(Metric metric, RowNorms rows, int64_t first, int64_t count, const uint8_t* exclude)
+    : first(first), count(count), rows(rows), exclude(exclude), base(count), scale(count), least(kInf), most(0), most_lost(0) {
   for (int64_t c = 0; c < count; ++c) {
-    const double n = norm[c];
+    const double n = rows.norm[c];
     if (!(n <= kMostNorm) || (metric == Metric::cosine && n < kLeastNorm)) {
       base[c] = -std::numeric_limits<float>::infinity();
       continue;
@@ -90,26 +110,30 @@ TopkColumns::TopkColumns(Metric metric, const double* norm, int64_t first, int64
     scale[c] = metric == Metric::cosine ? static_cast<float>(1 / n) : metric == Metric::dot ? 1.0f : 2.0f;
     least = std::min(least, n);
     most = std::max(most, n);
+    if (rows.lost) most_lost = std::max(most_lost, metric == Metric::cosine ? rows.lost[c] / n : rows.lost[c]);
   }
 }
 
-void topk_fold(const float* tile, const TopkColumns& t, Metric metric, const void* query, const double* query_norm, Rows gallery,
-               int64_t q0, int64_t q1, TopkState state) {
-  const KeyError error(metric, gallery.d);
+int64_t topk_fold(TopkTile tile, const TopkColumns& t, Metric metric, const void* query, RowNorms norms, Rows gallery, int64_t q0,
+                  int64_t q1, TopkState state) {
+  const KeyError error(metric, gallery.d, tile.half);
+  const double share = tile.half ? kHalfShare : 0;
   std::vector<float> scratch(gallery.d);
+  int64_t scored = 0;
   for (int64_t q = q0; q < q1; ++q) {
-    const float* row = tile + q * t.count;
-    const uint8_t* exclude = t.exclude ? t.exclude + q * t.count : nullptr;
+    const int64_t row = q * t.count;
+    const uint8_t* exclude = t.exclude ? t.exclude + row : nullptr;
     Query own(metric, row_of(query, gallery, q), gallery, q, state, scratch.data());
-    const double norm = query_norm[q], offset = metric == Metric::sqeuclidean ? norm * norm : metric == Metric::cosine ? 1 : 0;
+    const double norm = norms.norm[q], lost = norms.lost ? norms.lost[q] : 0;
+    const double offset = metric == Metric::sqeuclidean ? norm * norm : metric == Metric::cosine ? 1 : 0;
     const bool bounded = norm <= kMostNorm;
-    const double width = std::max(error(norm, t.least), error(norm, t.most));
+    const double width = std::max(error(norm, t.least), error(norm, t.most)) + error.rounding(norm, lost, t.most, t.most_lost);
     auto limit = [&] {  // rounded up
       return bounded ? std::nextafter(static_cast<float>(own.worst() - offset + width), INFINITY) : INFINITY;
     };
     alignas(64) uint8_t hit[kTopkStep];
     for (int64_t block = 0;; block += kTopkStep) {
-      VIFAST_DISPATCH(topk_next, row, t.base.data(), t.scale.data(), block, t.count, limit(), &block, hit);
+      VIFAST_DISPATCH(topk_next, tile, row, t.base.data(), t.scale.data(), block, t.count, limit(), &block, hit);
       if (block >= t.count) break;
       for (int64_t part = 0; part < kTopkStep; part += 8) {
         uint64_t hits;
@@ -117,15 +141,20 @@ void topk_fold(const float* tile, const TopkColumns& t, Metric metric, const voi
         if (hits == 0) continue;
         for (int64_t c = block + part; c < block + part + 8; ++c) {
           if (!hit[c - block] || (exclude && exclude[c])) continue;
-          const double key = offset + (t.base[c] - t.scale[c] * row[c]);
-          const double e = error(norm, t.norm[c]);
+          const float product = t.scale[c] * product_at(tile, row + c);
+          const double key = offset + (t.base[c] - product);
+          const double column = t.rows.norm[c], gone = t.rows.lost == nullptr ? 0 : t.rows.lost[c];
+          const double e = error(norm, column) + share * std::fabs(product) +
+                           error.rounding(norm, lost, column, metric == Metric::cosine ? gone / column : gone);
           const bool known = bounded && std::isfinite(key);
           const Candidate candidate{known ? key - e : -kInf, known ? key + e : kInf, t.first + c};
           if (candidate.lower <= own.worst()) own.push(candidate);
         }
       }
     }
+    scored += own.scored();
   }
+  return scored;
 }
 
 template <class T>

@@ -1,6 +1,7 @@
 #include "topk.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "check.h"
 #include "parallel.h"
@@ -14,7 +15,28 @@ double key_of(Metric metric, const Set& a, int64_t i, const Set& b, int64_t j) {
   return 1 - a.dot(i, b, j) / std::sqrt(a.dot(i, a, i) * b.dot(j, b, j));
 }
 
-void check_search(Metric metric, const Set& queries, const Set& gallery, int64_t k, int64_t step) {
+float widened(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+struct Multiplied {  // a set as products take it, and what is known of it
+  Set set;
+  std::vector<double> norm, lost;
+  Multiplied(const Set& rows, bool half) : set(rows), norm(rows.n), lost(rows.n) {
+    if (!half) {
+      VIFAST_DISPATCH(topk_norms, rows.x.data(), rows.d, 0, rows.n, norm.data());
+      return;
+    }
+    std::vector<uint16_t> bits(rows.n * rows.d);
+    VIFAST_DISPATCH(topk_round, rows.x.data(), rows.d, 0, rows.n, bits.data(), norm.data(), lost.data());
+    for (size_t i = 0; i < bits.size(); ++i) set.x[i] = widened(bits[i]);
+  }
+};
+
+void check_search(Metric metric, const Set& queries, const Set& gallery, int64_t k, int64_t step, bool half) {
   const int64_t n = queries.n, d = gallery.d, room = k + 6;
   const Rows rows{gallery.x.data(), RowType::float32, d};
   // The cosine multiplies unit rows; the others the rows themselves.
@@ -27,9 +49,7 @@ void check_search(Metric metric, const Set& queries, const Set& gallery, int64_t
       }
     }
   }
-  std::vector<double> a_norm(a.n), b_norm(b.n);
-  VIFAST_DISPATCH(topk_norms, a.x.data(), d, 0, a.n, a_norm.data());
-  VIFAST_DISPATCH(topk_norms, b.x.data(), d, 0, b.n, b_norm.data());
+  const Multiplied left(a, half), right(b, half);
   std::vector<Candidate> candidates(n * room);
   std::vector<int64_t> count(n), index(n * k);
   std::vector<double> worst(n, INFINITY);
@@ -37,10 +57,14 @@ void check_search(Metric metric, const Set& queries, const Set& gallery, int64_t
   const TopkState state{k, room, candidates.data(), count.data(), worst.data()};
   for (int64_t j = 0; j < gallery.n; j += step) {
     const int64_t j1 = std::min(j + step, gallery.n);
-    const TopkColumns columns(metric, b_norm.data() + j, j, j1 - j, nullptr);
-    const std::vector<float> tile = products(a, 0, n, b, j, j1);
+    const TopkColumns columns(metric, {right.norm.data() + j, half ? right.lost.data() + j : nullptr}, j, j1 - j, nullptr);
+    const std::vector<float> tile = products(left.set, 0, n, right.set, j, j1);
+    std::vector<uint16_t> rounded(tile.size());
+    std::vector<double> unused(2);
+    if (half) VIFAST_DISPATCH(topk_round, tile.data(), static_cast<int64_t>(tile.size()), 0, 1, rounded.data(), &unused[0], &unused[1]);
+    const TopkTile given{half ? static_cast<const void*>(rounded.data()) : tile.data(), half};
     parallel_for(n, 1, 3, [&](int64_t q0, int64_t q1) {
-      topk_fold(tile.data(), columns, metric, queries.x.data(), a_norm.data(), rows, q0, q1, state);
+      topk_fold(given, columns, metric, queries.x.data(), {left.norm.data(), half ? left.lost.data() : nullptr}, rows, q0, q1, state);
     });
   }
   topk_finish<float>(metric, false, queries.x.data(), rows, 0, n, state, dist.data(), index.data());
@@ -60,8 +84,10 @@ TEST(search_agrees_with_a_sort) {
   each_isa([] {
     for (Metric metric : {Metric::cosine, Metric::dot, Metric::sqeuclidean}) {
       for (int64_t d : {3, 40}) {
-        check_search(metric, Set(7, d, 3, 1), Set(150, d, 3, 2), 10, 64);
-        check_search(metric, Set(2, d, 3, 3), Set(5, d, 3, 4), 5, 64);
+        for (bool half : {false, true}) {
+          check_search(metric, Set(7, d, 3, 1), Set(150, d, 3, 2), 10, 64, half);
+          check_search(metric, Set(2, d, 3, 3), Set(5, d, 3, 4), 5, 64, half);
+        }
       }
     }
   });
@@ -74,7 +100,7 @@ TEST(more_equal_rows_than_room) {
       for (int64_t c = 0; c < gallery.d; ++c) gallery.x[j * gallery.d + c] = gallery.x[c];
     }
     gallery.renorm();
-    check_search(Metric::sqeuclidean, Set(4, 8, 3, 6), gallery, 9, 32);
+    for (bool half : {false, true}) check_search(Metric::sqeuclidean, Set(4, 8, 3, 6), gallery, 9, 32, half);
   });
 }
 

@@ -15,6 +15,15 @@ HERE = Path(__file__).parent  # not the root, whose bare package would hide an i
 METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
 
 
+@pytest.fixture(params=["float32", "bfloat16"])
+def products(request, monkeypatch):
+    """The type that nominates; bfloat16 even where the processor has no products of it, and for small galleries."""
+    module = sys.modules[_definition.__module__]
+    monkeypatch.setattr(module, "HALF_FROM", 0 if request.param == "bfloat16" else math.inf)
+    monkeypatch.setattr(module._C, "multiplies_bfloat16", lambda: True)
+    return request.param
+
+
 def draw(rng, dtype, rows, columns, kind):
     """Features of one of four kinds: generic, few distinct values, few distinct rows, or generic with zero rows."""
     if kind == "integers":
@@ -56,7 +65,7 @@ def test_hand_made_table():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["generic", "integers", "duplicates", "zeros"])
 @pytest.mark.parametrize("metric", METRICS)
-def test_against_the_oracle(metric, kind, dtype):
+def test_against_the_oracle(products, metric, kind, dtype):
     rng = np.random.default_rng([METRICS.index(metric), len(kind), dtype.itemsize])
     for case in range(6):
         q, g, d = rng.integers(1, 6), rng.integers(1, 300 if case % 2 else 8), rng.integers(1, 30)
@@ -70,7 +79,7 @@ def test_against_the_oracle(metric, kind, dtype):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_equal_rows_tie_to_the_lower_index(isa, metric):
+def test_equal_rows_tie_to_the_lower_index(isa, products, metric):
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(5, 67, generator=generator)
     copies = torch.randint(0, 5, (1000,), generator=generator)
@@ -83,7 +92,7 @@ def test_equal_rows_tie_to_the_lower_index(isa, metric):
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-25, 1.0, 1e18, 3e37])
 @pytest.mark.parametrize("metric", METRICS)
-def test_sizes_at_which_a_float32_product_fails(metric, scale):
+def test_sizes_at_which_a_float32_product_fails(products, metric, scale):
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(3, 12, generator=generator) * scale
     gallery = torch.randn(200, 12, generator=generator) * scale
@@ -92,7 +101,7 @@ def test_sizes_at_which_a_float32_product_fails(metric, scale):
     np.testing.assert_array_equal(index, oracle.neighbours(query, gallery, 20, metric, None)[1])
 
 
-def test_a_shared_offset_does_not_hide_the_nearest():
+def test_a_shared_offset_does_not_hide_the_nearest(products):
     generator = torch.Generator().manual_seed(2)
     gallery = torch.randn(500, 24, generator=generator) + 4096
     query = gallery[:40] + 0.001 * torch.randn(40, 24, generator=generator)
@@ -102,7 +111,34 @@ def test_a_shared_offset_does_not_hide_the_nearest():
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_neither_threads_nor_tiles_change_a_bit(with_threads, metric, monkeypatch):
+def test_rows_whose_order_bfloat16_turns_round(products, metric):
+    """Every entry lies beside the middle between two bfloat16 numbers: rounding errs as much as it can, all one way."""
+    rng = np.random.default_rng(7)
+    side = torch.from_numpy(rng.choice([-1.0, 1.0], (400, 1)) * rng.random((400, 64)))
+    gallery = (1 + 2.0**-8 + 2.0**-14 * side).float()
+    gallery *= 2.0 ** torch.from_numpy(rng.integers(-2, 3, 64)).float()
+    query = gallery[:20] * torch.from_numpy(rng.choice([-1.0, 1.0], (20, 1))).float()
+    coarse = (query.bfloat16().float() @ gallery.bfloat16().float().T).argsort(stable=True)
+    assert not torch.equal(coarse, (query.double() @ gallery.double().T).argsort(stable=True))
+    result = search(query, gallery, 30, metric=metric)
+    agree(result, oracle.neighbours(query.double(), gallery.double(), 30, metric, None), exact=False)
+
+
+def test_coarse_products_are_given_up(monkeypatch, products):
+    """Features that all point one way, as an untrained network's: bfloat16 cannot tell which are the nearest."""
+    generator = torch.Generator().manual_seed(8)
+    gallery = torch.randn(600, 40, generator=generator) + 30
+    expected = oracle.neighbours(gallery[:50].double(), gallery.double(), 10, "cosine", None)
+    types = []
+    mm = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: types.append(a.dtype) or mm(a, b, out=out))
+    agree(search(gallery[:50], gallery, 10, chunk=100), expected, exact=False)
+    half = products == "bfloat16"
+    assert types == [torch.bfloat16 if half else torch.float32] + 5 * [torch.float32]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_neither_threads_nor_tiles_change_a_bit(with_threads, products, metric, monkeypatch):
     generator = torch.Generator().manual_seed(3)
     query, gallery = torch.randn(70, 600, generator=generator), torch.randn(900, 600, generator=generator)
     gallery[400:500] = gallery[:100]
@@ -117,7 +153,7 @@ def test_neither_threads_nor_tiles_change_a_bit(with_threads, metric, monkeypatc
     assert torch.equal(again[1], index)
 
 
-def test_every_instruction_set_finds_the_same(isa):
+def test_every_instruction_set_finds_the_same(isa, products):
     generator = torch.Generator().manual_seed(4)
     query, gallery = torch.randn(9, 35, generator=generator), torch.randn(333, 35, generator=generator)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

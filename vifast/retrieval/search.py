@@ -13,6 +13,8 @@ from vifast.retrieval._arguments import METRICS, as_tensor, check_finite, featur
 TILE = 16 * 2**20  # bytes of products that exist at a time
 STATE = 32 * 2**20  # bytes of candidates of the queries that are searched together
 MOST_QUERIES, MOST_COLUMNS = 4096, 16384
+HALF_FROM = 1 << 16  # elements of the gallery from which products of bfloat16 are tried, where the processor has them
+COARSE = 32  # and given up where more than one candidate in so many had to be scored
 
 
 def search(
@@ -29,9 +31,10 @@ def search(
     Values are defined in float64 on the rows as given: ``cosine`` 1 - q.g / sqrt(q.q * g.g) (0 <= value <= 2; a zero
     row has cosine 0 with every row), ``euclidean`` ||q - g||, ``sqeuclidean`` ||q - g||^2, ``dot`` q.g, of which the
     largest are nearest. They are ordered before they are rounded to the output's type, equal ones by lower index.
-    On the CPU a float32 product finds the candidates up to a proven error and float64 decides among them: neither
-    ``chunk`` nor the number of threads can change a bit. On other devices the products themselves are float64, and
-    equal rows tie where the platform sums their products in one order.
+    On the CPU a product finds the candidates up to a proven error and float64 decides among them: neither ``chunk``
+    nor the number of threads can change a bit. The product is one of bfloat16 where the processor multiplies those, as
+    long as it leaves few candidates, and of float32 otherwise. On other devices the products themselves are float64,
+    and equal rows tie where the platform sums their products in one order.
 
     Args:
         query: [Q, D] features.
@@ -80,9 +83,12 @@ def search(
     index = torch.empty(len(query), k, dtype=torch.int64)
     room = 2 * k + 64
     step = max(1, min(MOST_QUERIES, STATE // (room * _C.TOPK_WORDS * 8)))
+    half = _C.multiplies_bfloat16() and torch.backends.mkldnn.is_available() and gallery.numel() >= HALF_FROM
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
-        _search_block(query[rows], gallery, k, metric, excluded, start, chunk, room, dist[rows], index[rows])
+        half = _search_block(
+            query[rows], gallery, k, metric, excluded, start, chunk, room, dist[rows], index[rows], half
+        )
     return dist, index
 
 
@@ -113,45 +119,62 @@ def _blocks(exclude, query: Tensor, gallery: Tensor) -> Callable[[int, int, int,
     return block
 
 
-def _search_block(query, gallery, k, metric, excluded, start, chunk, room, dist, index) -> None:
-    """Writes the neighbours of the queries from ``start`` on: one tile of products at a time, folded at once."""
+class _Rows:
+    """Rows as the product takes them: float32, or rounded to bfloat16 with the norms of what that takes away."""
+
+    def __init__(self, rows: Tensor, half: bool, threads: int):
+        self.norm, self.lost = torch.empty(len(rows), dtype=torch.float64), None
+        self.data = rows
+        if half:
+            self.data, self.lost = torch.empty_like(rows, dtype=torch.bfloat16), torch.empty_like(self.norm)
+            _C.round_rows(rows, self.data, self.norm, self.lost, threads)
+        else:
+            _C.row_norms(rows, self.norm, threads)
+
+
+def _search_block(query, gallery, k, metric, excluded, start, chunk, room, dist, index, half) -> bool:
+    """Writes the neighbours of the queries from ``start`` on: one tile of products at a time, folded at once.
+
+    ``half``: products of bfloat16; returns whether they are still worth it.
+    """
     threads = torch.get_num_threads()
     kind = "sqeuclidean" if metric == "euclidean" else metric
     suffix = str(gallery.dtype).removeprefix("torch.")
     fold, finish = getattr(_C, f"topk_fold_{suffix}"), getattr(_C, f"topk_finish_{suffix}")
     exact_query = query if query.dtype == torch.float64 else query.float()
     origin = gallery.mean(0, dtype=exact_query.dtype).float() if kind == "sqeuclidean" else None
-    keyed, query_norm = _product_rows(exact_query, kind, origin)
+    keyed = _product_rows(exact_query, kind, origin)
+    own = _Rows(keyed, half, threads)
     n = len(query)
     slots = torch.empty(n, room, _C.TOPK_WORDS, dtype=torch.int64)
     count = torch.zeros(n, dtype=torch.int64)
     worst = torch.full((n,), torch.inf, dtype=torch.float64)
-    width = min(chunk or max(256, min(TILE // (4 * n), MOST_COLUMNS)), len(gallery))
-    products = torch.empty(n * width)
+    width = min(chunk or max(256, min(TILE // (own.data.itemsize * n), MOST_COLUMNS)), len(gallery))
+    products = own.data.new_empty(n * width)
     for first in range(0, len(gallery), width):
         rows = gallery[first : first + width].float()
-        if origin is not None:
-            rows = rows - origin
-        cols = len(rows)
-        norm = torch.empty(cols, dtype=torch.float64)
-        _C.row_norms(rows, norm, threads)
-        if not bool(norm.isfinite().all()):
+        other = _Rows(rows if origin is None else rows - origin, half, threads)
+        if not bool(other.norm.isfinite().all()):
             check_finite("gallery", gallery)
-        tile = torch.mm(keyed, rows.T, out=products[: n * cols].view(n, cols))
-        mask = excluded(start, start + n, first, first + cols)
-        fold(tile, first, kind, exact_query, query_norm, gallery, norm, mask, k, slots, count, worst, threads)
+        tile = torch.mm(own.data, other.data.T, out=products[: n * len(rows)].view(n, len(rows)))
+        mask = excluded(start, start + n, first, first + len(rows))
+        scored = fold(
+            tile, first, kind, exact_query, own.norm, own.lost, gallery, other.norm, other.lost, mask, k, slots, count,
+            worst, threads,
+        )  # fmt: skip
+        if half and scored * COARSE > tile.numel():
+            half, own, products = False, _Rows(keyed, False, threads), products.float()
     finish(kind, metric == "euclidean", exact_query, gallery, k, slots, count, worst, dist, index, threads)
+    return half
 
 
-def _product_rows(query: Tensor, metric: str, origin: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The queries as the product wants them (unit rows, mean-free rows, or as they are) and their float64 norms."""
-    if metric == "cosine":
-        wide = query.double()
-        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-        keyed = torch.where(norm > 0, wide / norm, 0.0).float()
-    else:
-        keyed = query.float() if origin is None else query.float() - origin
-    return keyed, torch.linalg.vector_norm(keyed.double(), dim=1)
+def _product_rows(query: Tensor, metric: str, origin: Tensor | None) -> Tensor:
+    """The queries as the product wants them: unit rows, mean-free rows, or as they are."""
+    if metric != "cosine":
+        return query.float() if origin is None else query.float() - origin
+    wide = query.double()
+    norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    return torch.where(norm > 0, wide / norm, 0.0).float()
 
 
 def _definition(query, gallery, k, metric, excluded, chunk) -> tuple[Tensor, Tensor]:
