@@ -98,8 +98,8 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
 ) -> None:
     """Score a run's newest checkpoint on the test identities of a dataset."""
+    from vifast._files import write_text
     from vifast.train.evaluate import evaluate_run
-    from vifast.train.log import write_text
 
     with _console.status("extracting features"):
         scores = evaluate_run(run, data).scores

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from vifast._files import write_text
 from vifast.data import Dataset, synthetic
 from vifast.data.loader import read_image
 from vifast.report import Curve, Metrics, RankedQuery, Report, write
 from vifast.train.config import dump_config, load_config
 from vifast.train.evaluate import PROTOCOLS, Evaluation
-from vifast.train.log import read_metrics, write_text
+from vifast.train.log import read_metrics
 from vifast.train.loop import Trainer
 from vifast.train.provenance import git_commit, versions
 

@@ -9,18 +9,18 @@ a trial is drawn from their visible images.
 """
 
 import os
-import random
 from pathlib import Path
 
 import numpy as np
 
+from vifast import _draws
 from vifast.data.matfile import read_mat
 from vifast.data.records import INFRARED, VISIBLE, Dataset, Samples, make_samples, relabel, require
 
 CAMERAS = (1, 2, 3, 4, 5, 6)
 INFRARED_CAMERAS = (3, 6)
 GALLERY_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
-NUM_TRIALS = 10
+NUM_TRIALS = _draws.NUM_TRIALS
 
 
 def load(root: str | os.PathLike, *, mode: str = "all", shots: int = 1, draw: str = "published") -> Dataset:
@@ -30,8 +30,8 @@ def load(root: str | os.PathLike, *, mode: str = "all", shots: int = 1, draw: st
         root: folder that holds `cam1` .. `cam6` and `exp`.
         mode: gallery cameras, `"all"` or `"indoor"`.
         shots: gallery images per identity and camera, 1 or 10.
-        draw: `"published"` takes the draws of `rand_perm_cam.mat`; `"agw"` draws one image per identity and camera
-            with Python's generator seeded by the trial, as AGW does.
+        draw: `"published"` takes the draws of `rand_perm_cam.mat`; `"agw"` draws with Python's generator seeded by the
+            trial, as AGW does (which has one shot; ten are drawn in the same order, without replacement).
 
     Returns:
         Dataset with ten trials; `gallery` holds the visible test images of all four cameras in either mode.
@@ -46,8 +46,6 @@ def load(root: str | os.PathLike, *, mode: str = "all", shots: int = 1, draw: st
         raise ValueError(f"shots: expected 1 or 10, got {shots!r}")
     if draw not in ("published", "agw"):
         raise ValueError(f'draw: expected "published" or "agw", got {draw!r}')
-    if draw == "agw" and shots != 1:
-        raise ValueError(f'shots: expected 1 with draw="agw", got {shots!r}')
     root = require(Path(root), "folder", "SYSU-MM01")
     for camera in CAMERAS:
         require(root / f"cam{camera}", "folder", "SYSU-MM01")
@@ -58,7 +56,7 @@ def load(root: str | os.PathLike, *, mode: str = "all", shots: int = 1, draw: st
     if draw == "published":
         trials = _published_trials(root / "exp" / "rand_perm_cam.mat", gallery, GALLERY_CAMERAS[mode], shots)
     else:
-        trials = _agw_trials(gallery, GALLERY_CAMERAS[mode])
+        trials = _draws.at_random(gallery.labels, gallery.cams, cameras=GALLERY_CAMERAS[mode], shots=shots)
     return Dataset("SYSU-MM01", root, train, query, gallery, identities, trials)
 
 
@@ -90,43 +88,26 @@ def _collect(root: Path, ids: list[int], cameras: tuple[int, ...]) -> Samples:
 
 
 def _published_trials(path: Path, gallery: Samples, cameras: tuple[int, ...], shots: int) -> tuple[np.ndarray, ...]:
-    """Row t of cell (camera, identity) is trial t's order of image numbers; the first `shots` of it are taken."""
     variables = read_mat(require(path, "file", "SYSU-MM01"))
     order = variables.get("rand_perm_cam")
     if order is None or order.dtype != object or order.size != len(CAMERAS):
         raise ValueError(f"{path}: expected a {len(CAMERAS)} x 1 cell named rand_perm_cam")
-    position = {_key(gallery, i, path): i for i in range(len(gallery))}
-    trials: list[list[int]] = [[] for _ in range(NUM_TRIALS)]
-    for camera in cameras:
-        cells = order.flat[camera - 1].reshape(-1)
-        for identity in np.unique(gallery.labels).tolist():
-            numbers = cells[identity - 1] if identity <= len(cells) else np.zeros((NUM_TRIALS, 0))
-            if numbers.ndim != 2 or len(numbers) != NUM_TRIALS:
-                where = f"{path}: camera {camera}, identity {identity}"
-                raise ValueError(f"{where}: expected {NUM_TRIALS} x n numbers, got shape {numbers.shape}")
-            for trial, row in zip(trials, numbers[:, :shots].astype(int).tolist(), strict=True):
-                for number in row:
-                    if (camera, identity, number) not in position:
-                        image = path.parents[1] / f"cam{camera}" / f"{identity:04d}" / f"{number:04d}.jpg"
-                        raise ValueError(f"{path}: names an image that does not exist: {image}")
-                    trial.append(position[camera, identity, number])
-    return tuple(np.sort(np.array(trial, dtype=np.int64)) for trial in trials)
+
+    def missing(camera: int, identity: int, number: int) -> str:
+        image = path.parents[1] / f"cam{camera}" / f"{identity:04d}" / f"{number:04d}.jpg"
+        return f"names an image that does not exist: {image}"
+
+    numbers = np.array([_number(image, path) for image in gallery.paths], dtype=np.int64)
+    table = _draws.cell_table(order)
+    try:
+        return _draws.by_permutation(
+            gallery.labels, gallery.cams, numbers, table, cameras=cameras, shots=shots, missing=missing
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
-def _key(gallery: Samples, row: int, source: Path) -> tuple[int, int, int]:
-    path = gallery.paths[row]
-    if not path.stem.isdigit():
-        raise ValueError(f"{path}: expected a number as file name, because {source} refers to images by number")
-    return int(gallery.cams[row]), int(gallery.labels[row]), int(path.stem)
-
-
-def _agw_trials(gallery: Samples, cameras: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """One image per identity and camera, identities ascending, then cameras; `random.seed(trial)`."""
-    groups = [
-        rows.tolist()
-        for identity in np.unique(gallery.labels)
-        for camera in cameras
-        if len(rows := np.flatnonzero((gallery.labels == identity) & (gallery.cams == camera)))
-    ]
-    draws = (random.Random(trial) for trial in range(NUM_TRIALS))
-    return tuple(np.array([draw.choice(rows) for rows in groups], dtype=np.int64) for draw in draws)
+def _number(image: Path, source: Path) -> int:
+    if not image.stem.isdigit():
+        raise ValueError(f"{image}: expected a number as file name, because {source} refers to images by number")
+    return int(image.stem)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from vifast._files import write_text
 from vifast.report import figures
 
 
@@ -85,9 +85,7 @@ def render(report: Report) -> str:
 
 def write(report: Report, path: Path) -> None:
     """Renders the page to ``path``, which is either complete or untouched."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(render(report), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, render(report))
 
 
 def _data_uri(image: np.ndarray) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from vifast._files import write_text
 
 METRICS = "metrics.jsonl"
 
@@ -23,16 +24,6 @@ def read_metrics(out: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return records
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is either complete or as it was before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class RunLog:

@@ -13,13 +13,14 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 from vifast import systems
+from vifast._files import write_text
 from vifast.data import Dataset
 from vifast.systems import System
 from vifast.train import checkpoint
 from vifast.train.config import ConfigError, OptimizerConfig, TrainConfig, dump_config, load_config
 from vifast.train.datasets import open_dataset, train_loader
 from vifast.train.evaluate import Evaluation, evaluate_system
-from vifast.train.log import RunLog, write_text
+from vifast.train.log import RunLog
 from vifast.train.provenance import git_commit, versions
 from vifast.train.schedule import lr_factor
 
