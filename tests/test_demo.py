@@ -8,7 +8,8 @@ import torch
 from vifast import demo
 from vifast.data import Dataset, synthetic
 from vifast.data.records import Samples
-from vifast.train.evaluate import Evaluation, Scores
+from vifast.train.config import DatasetConfig
+from vifast.train.evaluate import Evaluation, score
 
 TINY = [
     "dataset={height: 32, width: 16, num_ids: 2, num_instances: 2}",
@@ -47,7 +48,8 @@ def test_rankings_follow_distance_and_leave_out_what_the_protocol_leaves_out(tmp
     gallery = Samples(("a", "b", "c"), np.array([7, 8, 7]), np.array([2, 1, 4]), np.zeros(3, np.int64))
     dataset = Dataset("SYSU-MM01", tmp_path, query, query, gallery, np.array([7]), (np.arange(3),))
     feat = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.2], [1.0, 0.4]]))
-    evaluation = Evaluation(Scores(0, 0, 0, (0,)), torch.tensor([[1.0, 0.0]]), feat)
+    found = torch.tensor([[1.0, 0.0]])
+    evaluation = Evaluation(score(found, feat, dataset, DatasetConfig()), found, feat)
     ranked = demo._ranked_queries(evaluation, dataset)
     assert ranked[0].gallery == [images["b"], images["c"]]  # camera 3 does not search camera 2
     assert ranked[0].hits == [False, True]

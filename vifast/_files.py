@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Writes beside the place and renames.
 
     Raises:
@@ -13,7 +13,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """The same for text, in UTF-8."""
+    write_bytes(path, text.encode())

@@ -15,7 +15,7 @@ from vifast.data import Dataset, synthetic
 from vifast.data.loader import read_image
 from vifast.report import Curve, Metrics, RankedQuery, Report, write
 from vifast.train.config import dump_config, load_config
-from vifast.train.evaluate import PROTOCOLS, Evaluation
+from vifast.train.evaluate import Evaluation
 from vifast.train.log import read_metrics
 from vifast.train.loop import Trainer
 from vifast.train.provenance import git_commit, versions
@@ -90,7 +90,7 @@ def _metrics(evaluation: Evaluation, dataset: Dataset) -> Metrics:
     scores = evaluation.scores
     distances = _distances(evaluation)
     same = dataset.query.labels[:, None] == dataset.gallery.labels
-    return Metrics(**scores.scalars(), cmc=scores.cmc, same=distances[same], different=distances[~same])
+    return Metrics(**scores.scalars(), cmc=scores.cmc.tolist(), same=distances[same], different=distances[~same])
 
 
 def _distances(evaluation: Evaluation) -> np.ndarray:
@@ -102,7 +102,7 @@ def _ranked_queries(evaluation: Evaluation, dataset: Dataset) -> list[RankedQuer
     """Evenly spaced queries before the first trial's gallery, under the protocol's exclusion."""
     rows = dataset.trials[0]
     gallery, distances = dataset.gallery.select(rows), _distances(evaluation)[:, rows]
-    if PROTOCOLS[dataset.name]["exclude"] == "sysu":
+    if evaluation.scores.settings["exclude"] == "sysu":
         distances[(dataset.query.cams == 3)[:, None] & (gallery.cams == 2)] = np.inf
     ranked = []
     for query in np.linspace(0, len(dataset.query) - 1, NUM_QUERIES).round().astype(int):

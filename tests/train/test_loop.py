@@ -80,7 +80,7 @@ def test_resumed_run_takes_the_same_steps_to_the_bit(finished, config, tmp_path,
 def test_evaluate_run_gives_the_scores_of_the_last_epoch(finished, config):
     out, evaluation = finished
     again = evaluate_run(out, config.data)
-    assert again.scores == evaluation.scores
+    assert again.scores.to_json() == evaluation.scores.to_json()
 
 
 def test_evaluate_run_names_what_is_missing(finished, config, tmp_path):

@@ -1,7 +1,9 @@
 """Exact retrieval without the query x gallery matrix: search, and the metrics of ranked galleries."""
 
+from vifast.retrieval import protocols
 from vifast.retrieval.metrics import evaluate, evaluate_distance
 from vifast.retrieval.ranking import RankMetrics
 from vifast.retrieval.search import search
+from vifast.retrieval.trials import evaluate_trials
 
-__all__ = ["RankMetrics", "evaluate", "evaluate_distance", "search"]
+__all__ = ["RankMetrics", "evaluate", "evaluate_distance", "evaluate_trials", "protocols", "search"]

@@ -28,13 +28,13 @@ def as_tensor(name: str, value) -> Tensor:
             raise TypeError(f"{name}: expected a numeric array, got dtype {value.dtype}") from error
 
 
-def features(query, gallery) -> tuple[Tensor, Tensor]:
+def features(query, gallery, names: tuple[str, str] = ("query", "gallery")) -> tuple[Tensor, Tensor]:
     """Both feature sets: floating-point [Q, D] and [G, D] of one dtype and device, none empty."""
-    query, gallery = as_tensor("query", query), as_tensor("gallery", gallery)
-    _checks.rows("query", query)
-    _checks.rows("gallery", gallery)
-    _checks.same_columns("gallery", gallery, "query", query)
-    for name, value in (("query", query), ("gallery", gallery)):
+    query, gallery = as_tensor(names[0], query), as_tensor(names[1], gallery)
+    _checks.rows(names[0], query)
+    _checks.rows(names[1], gallery)
+    _checks.same_columns(names[1], gallery, names[0], query)
+    for name, value in zip(names, (query, gallery), strict=True):
         if value.numel() == 0:
             raise ValueError(f"{name}: expected at least one row and one column, got {list(value.shape)}")
     return query, gallery

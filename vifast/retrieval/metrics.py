@@ -10,7 +10,7 @@ from vifast.retrieval._arguments import METRICS, as_tensor, check_finite, featur
 from vifast.retrieval.ranking import RankFold, RankMetrics
 
 WORKSPACE = 64 * 2**20  # bytes of the matrix that exist at a time
-ORIGIN_ROWS = 128  # of either set, whose mean stands for the mean of all
+ORIGIN_ROWS = 128  # of the queries, whose mean stands for the mean of all
 LARGEST = {torch.float32: 1e37, torch.float64: 1e300}  # products beyond this may overflow on the way
 
 
@@ -135,33 +135,39 @@ def evaluate(
     _checks.one_of("metric", metric, METRICS)
     query, gallery = features(query, gallery)
     state = RankFold(len(query), len(gallery), query_ids, gallery_ids, query_cams, gallery_cams, exclude, cmc, topk)
+    fold_products(query, gallery, metric, state)
+    return state.metrics("query")
+
+
+def fold_products(query: Tensor, gallery: Tensor, metric: str, state, names=("query", "gallery")) -> None:
+    """Gives ``state.fold`` the keys of every block of queries; ``names`` are blamed for bad features."""
     query, gallery = (x if x.dtype == torch.float64 else x.float() for x in (query, gallery))
-    origin, other, linear = _products_to_keys(query, gallery, metric)
+    origin, other, linear = _products_to_keys(query, gallery, metric, names)
     step = _block_rows(len(other), other.dtype)
     workspace = other.new_empty(min(step, len(query)), len(other))
     for start in range(0, len(query), step):
         rows = query[start : start + step]
         rows = rows if origin is None else rows - origin
         state.fold(product(rows, other, workspace[: len(rows)]), start, linear)
-    return state.metrics("query")
 
 
-def _products_to_keys(query: Tensor, gallery: Tensor, metric: str):
+def _products_to_keys(query: Tensor, gallery: Tensor, metric: str, names: tuple[str, str]):
     """(origin, rows, (scale, bias)): ``scale * (q - origin) . row + bias`` rises with q's distance to a gallery row.
 
     A factor or a constant that all keys of a query share changes no ranking, so queries are not scaled, and only the
     Euclidean metrics copy the gallery.
     """
-    norm_q, norm_g = _finite_norms("query", query), _finite_norms("gallery", gallery)
+    norm_q, norm_g = _finite_norms(names[0], query), _finite_norms(names[1], gallery)
     if float(norm_q.max()) * float(norm_g.max()) > LARGEST[gallery.dtype]:
-        raise ValueError(f"query, gallery: expected norms whose product stays below {LARGEST[gallery.dtype]:g}")
+        raise ValueError(f"{', '.join(names)}: expected norms whose product stays below {LARGEST[gallery.dtype]:g}")
     zero, one = (gallery.new_full((len(gallery),), value) for value in (0.0, 1.0))
     if metric == "cosine":
         return None, gallery, (-torch.where(norm_g > 0, 1 / norm_g, 0.0).to(gallery.dtype), zero)
     if metric == "dot":
         return None, gallery, (-one, zero)
-    sample = [x[:: -(-len(x) // ORIGIN_ROWS)] for x in (query, gallery)]
-    origin = torch.cat(sample).mean(0)  # any row near the others takes away the cancellation of a shared offset
+    # Any row near the others takes away the cancellation of a shared offset. Of queries alone, so that a gallery's keys
+    # do not depend on what other rows are multiplied with it.
+    origin = query[:: -(-len(query) // ORIGIN_ROWS)].mean(0)
     rows = gallery - origin
     return origin, rows, (-2 * one, _norms(rows).square().to(rows.dtype))
 

@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vifast import retrieval, systems
+from vifast import systems
 from vifast.data import Dataset
+from vifast.retrieval import protocols
+from vifast.retrieval.protocols import ProtocolResult
 from vifast.systems import Batch, System
 from vifast.train import checkpoint
-from vifast.train.config import TrainConfig, load_config
+from vifast.train.config import DatasetConfig, TrainConfig, load_config
 from vifast.train.datasets import eval_loader, open_dataset
-
-#: How each dataset is scored (idkl 10): which gallery rows a query leaves out, and which CMC it reports.
-PROTOCOLS = {
-    "SYSU-MM01": {"exclude": "sysu", "cmc": "identity"},
-    "RegDB": {"exclude": "none", "cmc": "plain"},
-}
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Means over the protocol's trials, in 0..1; ``cmc [20]`` from rank 1."""
-
-    rank1: float
-    mean_ap: float
-    mean_inp: float
-    cmc: tuple[float, ...]
-
-    def scalars(self) -> dict[str, float]:
-        return {"rank1": self.rank1, "mean_ap": self.mean_ap, "mean_inp": self.mean_inp}
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Scores and the features they come from: ``[Q, D]``, ``[G, D]`` on the CPU, in the dataset's order."""
 
-    scores: Scores
+    scores: ProtocolResult
     query: Tensor
     gallery: Tensor
 
@@ -75,7 +53,7 @@ def evaluate_run(run: Path, data: Path) -> Evaluation:
 def evaluate_system(system: System, dataset: Dataset, config: TrainConfig) -> Evaluation:
     """Extracts query and gallery features once, and scores every trial's gallery."""
     query, gallery = (extract(system, eval_loader(part, config)) for part in (dataset.query, dataset.gallery))
-    return Evaluation(score(query, gallery, dataset), query, gallery)
+    return Evaluation(score(query, gallery, dataset, config.dataset), query, gallery)
 
 
 def extract(system: System, loader: Iterable[Batch]) -> Tensor:
@@ -94,27 +72,15 @@ def extract(system: System, loader: Iterable[Batch]) -> Tensor:
         system.train(training)
 
 
-def score(query: Tensor, gallery: Tensor, dataset: Dataset) -> Scores:
-    """Scores of given features under the dataset's protocol, averaged over its trials."""
-    trials = []
-    for rows in dataset.trials:
-        samples = dataset.gallery.select(rows)
-        trials.append(
-            retrieval.evaluate(
-                query,
-                gallery[torch.from_numpy(rows)],
-                dataset.query.labels,
-                samples.labels,
-                dataset.query.cams,
-                samples.cams,
-                metric="cosine",
-                **PROTOCOLS[dataset.name],
-            )
-        )
-    cmc = np.mean([np.asarray(trial.cmc, dtype=np.float64) for trial in trials], axis=0)
-    return Scores(
-        rank1=float(cmc[0]),
-        mean_ap=float(np.mean([float(trial.mean_ap) for trial in trials])),
-        mean_inp=float(np.mean([float(trial.mean_inp) for trial in trials])),
-        cmc=tuple(cmc.tolist()),
-    )
+def score(query: Tensor, gallery: Tensor, dataset: Dataset, options: DatasetConfig) -> ProtocolResult:
+    """Scores of given features under the dataset's protocol."""
+    parts = (dataset.query, dataset.gallery)
+    labels = [part.labels for part in parts]
+    if dataset.name == "RegDB":
+        sides = [query, gallery, *labels]
+        if options.direction == "i2v":
+            sides = [gallery, query, *labels[::-1]]
+        return protocols.regdb(*sides, direction=options.direction)
+    cams = [part.cams for part in parts]
+    how = {"mode": options.mode, "shots": options.shots, "draw": dataset.trials}
+    return protocols.sysu(query, gallery, *labels, *cams, **how)
