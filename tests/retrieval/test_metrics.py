@@ -9,7 +9,7 @@ import retrieval_oracle as oracle
 import torch
 
 from vifast.retrieval import evaluate, evaluate_distance
-from vifast.retrieval.metrics import WORKSPACE
+from vifast.retrieval.products import WORKSPACE
 
 HERE = Path(__file__).parent  # not the root, whose bare package would hide an installed one
 GOLDEN = HERE.parent / "golden"
@@ -216,7 +216,8 @@ def test_blocks_of_queries_join_up(monkeypatch):
     query, gallery = torch.randint(-2, 3, (50, 6), generator=generator).float(), torch.randn(31, 6, generator=generator)
     ids, other = torch.arange(50) % 4, torch.arange(31) % 4
     whole = evaluate(query, gallery, ids, other)
-    monkeypatch.setattr("vifast.retrieval.metrics.WORKSPACE", 31 * 4 * 7)
+    monkeypatch.setattr("vifast.retrieval.products.WORKSPACE", 31 * 4 * 7)
+    monkeypatch.setattr("vifast.retrieval.products.LEAST_ROWS", 2)
     same(evaluate(query, gallery, ids, other), whole)
     dist = torch.randn(50, 31, generator=generator)
     same(evaluate_distance(dist.T.contiguous().T, ids, other), evaluate_distance(dist, ids, other))
@@ -258,6 +259,15 @@ GOOD = {
         ({"query": torch.ones(3, 4).double()}, TypeError, "gallery: expected torch.float64"),
         ({"query": torch.ones(3, 4, device="meta")}, ValueError, "gallery: expected device meta"),
         ({"query": torch.ones(0, 4), "query_ids": torch.arange(0)}, ValueError, "query: expected at least one row"),
+        (
+            {
+                "gallery": torch.ones(9000, 4).index_fill_(0, torch.tensor(8500), math.inf),
+                "gallery_ids": torch.arange(9000),
+                "gallery_cams": None,
+            },
+            ValueError,
+            "gallery: row 8500 is not finite",
+        ),
         (
             {"gallery": torch.ones(0, 4), "gallery_ids": torch.arange(0)},
             ValueError,

@@ -10,6 +10,7 @@ from torch import Tensor
 from vifast import _checks
 
 METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
+CHECKED_ROWS = 4096
 
 
 def as_tensor(name: str, value) -> Tensor:
@@ -40,11 +41,15 @@ def features(query, gallery, names: tuple[str, str] = ("query", "gallery")) -> t
     return query, gallery
 
 
-def check_finite(name: str, value: Tensor) -> None:
-    """ValueError naming the first row with a NaN, an infinity, or a number whose square float64 cannot sum."""
-    bad = ~(value.abs().amax(1).double() <= 1e150)
-    if bool(bad.any()):
-        raise ValueError(f"{name}: row {int(bad.nonzero()[0])} is not finite")
+def check_finite(name: str, value: Tensor, first: int = 0) -> None:
+    """ValueError naming the first row with a NaN, an infinity, or a number whose square float64 cannot sum.
+
+    Rows are counted from ``first`` and looked at a few at a time: they may lie in a file that is larger than memory.
+    """
+    for start in range(0, len(value), CHECKED_ROWS):
+        bad = ~(value[start : start + CHECKED_ROWS].abs().amax(1).double() <= 1e150)
+        if bool(bad.any()):
+            raise ValueError(f"{name}: row {first + start + int(bad.nonzero()[0])} is not finite")
 
 
 def codes_of(name: str, value, like_name: str, count: int) -> Tensor:

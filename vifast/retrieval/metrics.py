@@ -4,14 +4,9 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
-from vifast.kernels import _C
-from vifast.kernels._cpu import product
-from vifast.retrieval._arguments import METRICS, as_tensor, check_finite, features
+from vifast.retrieval._arguments import METRICS, as_tensor, features
+from vifast.retrieval.products import GalleryProducts, block_rows, check_sizes, finite_norms, origin_of
 from vifast.retrieval.ranking import RankFold, RankMetrics
-
-WORKSPACE = 64 * 2**20  # bytes of the matrix that exist at a time
-ORIGIN_ROWS = 128  # of the queries, whose mean stands for the mean of all
-LARGEST = {torch.float32: 1e37, torch.float64: 1e300}  # products beyond this may overflow on the way
 
 
 def evaluate_distance(
@@ -74,7 +69,7 @@ def evaluate_distance(
         raise ValueError(f"dist: expected shape [Q, G] with at least one row and column, got {list(dist.shape)}")
     state = RankFold(*dist.shape, query_ids, gallery_ids, query_cams, gallery_cams, exclude, cmc, topk)
     in_place = dist.device.type == "cpu" and dist.is_contiguous() and dist.dtype in (torch.float32, torch.float64)
-    step = len(dist) if in_place else _block_rows(dist.size(1), dist.dtype)
+    step = len(dist) if in_place else block_rows(dist.size(1), dist.dtype)
     for start in range(0, len(dist), step):
         state.fold(dist[start : start + step], start)
     return state.metrics("dist")
@@ -120,8 +115,9 @@ def evaluate(
             ``topk`` below 1, features that are not finite or whose products could overflow, no valid query.
 
     Memory:
-        A workspace of 64 MiB (at least two rows of the matrix), for the Euclidean metrics a copy of the gallery and of
-        a block of queries, for half types a float32 copy of both; never Q x G.
+        A workspace of 64 MiB (at least 64 rows of the matrix), two numbers per gallery row, and a copy of a block of
+        queries and of 2048 gallery rows where the metric or a half type needs one. Never Q x G or a second gallery:
+        rows that are mapped from a file are read as they are needed.
 
     Source:
         Protocols: specs idkl 10.
@@ -141,53 +137,11 @@ def evaluate(
 
 def fold_products(query: Tensor, gallery: Tensor, metric: str, state, names=("query", "gallery")) -> None:
     """Gives ``state.fold`` the keys of every block of queries; ``names`` are blamed for bad features."""
-    query, gallery = (x if x.dtype == torch.float64 else x.float() for x in (query, gallery))
-    origin, other, linear = _products_to_keys(query, gallery, metric, names)
-    step = _block_rows(len(other), other.dtype)
-    workspace = other.new_empty(min(step, len(query)), len(other))
+    sizes = finite_norms(names[0], query)
+    products = GalleryProducts(gallery, metric, origin_of(query), 0, len(gallery), names[1])
+    check_sizes(names, float(sizes.max()), products.most, gallery.dtype)
+    step = block_rows(len(gallery), gallery.dtype)
+    workspace = gallery.new_empty(min(step, len(query)), len(gallery), dtype=products.dtype)
     for start in range(0, len(query), step):
         rows = query[start : start + step]
-        rows = rows if origin is None else rows - origin
-        state.fold(product(rows, other, workspace[: len(rows)]), start, linear)
-
-
-def _products_to_keys(query: Tensor, gallery: Tensor, metric: str, names: tuple[str, str]):
-    """(origin, rows, (scale, bias)): ``scale * (q - origin) . row + bias`` rises with q's distance to a gallery row.
-
-    A factor or a constant that all keys of a query share changes no ranking, so queries are not scaled, and only the
-    Euclidean metrics copy the gallery.
-    """
-    norm_q, norm_g = _finite_norms(names[0], query), _finite_norms(names[1], gallery)
-    if float(norm_q.max()) * float(norm_g.max()) > LARGEST[gallery.dtype]:
-        raise ValueError(f"{', '.join(names)}: expected norms whose product stays below {LARGEST[gallery.dtype]:g}")
-    zero, one = (gallery.new_full((len(gallery),), value) for value in (0.0, 1.0))
-    if metric == "cosine":
-        return None, gallery, (-torch.where(norm_g > 0, 1 / norm_g, 0.0).to(gallery.dtype), zero)
-    if metric == "dot":
-        return None, gallery, (-one, zero)
-    # Any row near the others takes away the cancellation of a shared offset. Of queries alone, so that a gallery's keys
-    # do not depend on what other rows are multiplied with it.
-    origin = query[:: -(-len(query) // ORIGIN_ROWS)].mean(0)
-    rows = gallery - origin
-    return origin, rows, (-2 * one, _norms(rows).square().to(rows.dtype))
-
-
-def _finite_norms(name: str, x: Tensor) -> Tensor:
-    norm = _norms(x)
-    if not bool(norm.isfinite().all()):
-        check_finite(name, x)
-    return norm
-
-
-def _norms(x: Tensor) -> Tensor:
-    """float64 norms, each summed in one order whatever the number of threads."""
-    if x.dtype == torch.float64 or x.device.type != "cpu":
-        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-    norm = torch.empty(len(x), dtype=torch.float64)
-    _C.row_norms(x.contiguous(), norm, torch.get_num_threads())
-    return norm
-
-
-def _block_rows(num_gallery: int, dtype: torch.dtype) -> int:
-    width = 8 if dtype == torch.float64 else 4
-    return max(2, WORKSPACE // (num_gallery * width))
+        state.fold(products.fill(rows, workspace[: len(rows)]), start, products.linear)

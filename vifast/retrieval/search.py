@@ -9,6 +9,7 @@ from torch import Tensor
 from vifast import _checks
 from vifast.kernels import _C
 from vifast.retrieval._arguments import METRICS, as_tensor, check_finite, features, positive
+from vifast.retrieval.products import origin_of
 
 TILE = 16 * 2**20  # bytes of products that exist at a time
 STATE = 32 * 2**20  # bytes of candidates of the queries that are searched together
@@ -142,7 +143,7 @@ def _search_block(query, gallery, k, metric, excluded, start, chunk, room, dist,
     suffix = str(gallery.dtype).removeprefix("torch.")
     fold, finish = getattr(_C, f"topk_fold_{suffix}"), getattr(_C, f"topk_finish_{suffix}")
     exact_query = query if query.dtype == torch.float64 else query.float()
-    origin = gallery.mean(0, dtype=exact_query.dtype).float() if kind == "sqeuclidean" else None
+    origin = origin_of(query).float() if kind == "sqeuclidean" else None
     keyed = _product_rows(exact_query, kind, origin)
     own = _Rows(keyed, half, threads)
     n = len(query)
