@@ -1,9 +1,10 @@
 """Exact retrieval without the query x gallery matrix: search, and the metrics of ranked galleries."""
 
 from vifast.retrieval import protocols
+from vifast.retrieval.gallery import Gallery
 from vifast.retrieval.metrics import evaluate, evaluate_distance
 from vifast.retrieval.ranking import RankMetrics
 from vifast.retrieval.search import search
 from vifast.retrieval.trials import evaluate_trials
 
-__all__ = ["RankMetrics", "evaluate", "evaluate_distance", "evaluate_trials", "protocols", "search"]
+__all__ = ["Gallery", "RankMetrics", "evaluate", "evaluate_distance", "evaluate_trials", "protocols", "search"]
