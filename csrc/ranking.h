@@ -43,6 +43,22 @@ struct RankKeys {
 template <class T>
 void rank_rows(RankKeys<T> keys, RankGallery gallery, RankQueries queries, int64_t q0, int64_t q1, RankResult out);
 
+// Several galleries, each a subset of one, at most kTrials of them: bit t of member[c] says that trial t has column c. Every
+// trial's results are those of its own columns alone, ties by lower column, at out[q * trials + t].
+constexpr int64_t kTrials = 16;
+
+struct RankTrials {
+  int64_t trials;
+  const int32_t* member;  // [size]
+};
+
+template <class T>
+void rank_trial_rows(RankKeys<T> keys, RankGallery gallery, RankTrials trials, RankQueries queries, int64_t q0, int64_t q1,
+                     RankResult out);
+
+// histogram [p, kTrials] = columns of every trial that have each of the places 0 .. p - 1.
+VIFAST_DECLARE(rank_trial_histogram, (const int32_t* place, const int32_t* member, int64_t n, int64_t p, int64_t* histogram))
+
 // From ranks (any order, from 1; 0: dropped) of one query's positives; sorts them in place.
 void rank_summary(int64_t* ranks, int64_t n, double* ap, double* inp);
 
@@ -58,6 +74,8 @@ void rank_summary(int64_t* ranks, int64_t n, double* ap, double* inp);
   /* The same for positives sorted so that each is ahead of the next; histogram [p + 1] is scratch. */                         \
   VIFAST_DECLARE(rank_bucket,                                                                                                  \
                  (const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* histogram, int64_t* count)) \
+  /* place[c] = positives, sorted likewise, that are ahead of column c; p for a dropped one. */                                \
+  VIFAST_DECLARE(rank_places, (const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int32_t* place))      \
   /* Distinct identities with a row ahead of (value, index), at most limit; seen [identities] must not hold `stamp`. */        \
   VIFAST_DECLARE(rank_identities,                                                                                              \
                  (const T* row, int64_t n, T value, int64_t index, const int32_t* identity, int64_t stamp, int64_t* seen,      \

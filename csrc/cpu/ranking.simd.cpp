@@ -83,36 +83,52 @@ void count_ahead(const T* row, int64_t n, const T* value, const int64_t* index, 
   }
 }
 
-// Each column's bucket is the number of positives ahead of it; a prefix sum then counts for all positives at once.
+// The number of sorted positives ahead of each of the columns [start, start + width), which is at most kStep; p for NaN.
 template <class T>
-void bucket(const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* histogram, int64_t* count) {
+void places(const T* row, int64_t start, int64_t width, const T* value, const int64_t* index, int64_t p,
+            typename Lane<T>::type* place) {
   using I = typename Lane<T>::type;
-  for (int64_t k = 0; k <= p; ++k) histogram[k] = 0;
-  I place[kStep];
+  const T* x = row + start;
+  for (int64_t l = 0; l < kStep; ++l) place[l] = 0;
+  I left = static_cast<I>(p);  // positives not yet told apart, the same for every column
+  while (left > 1) {
+    const I half = left / 2;
+#pragma omp simd
+    for (int64_t l = 0; l < width; ++l) place[l] += value[place[l] + half - 1] < x[l] ? half : 0;
+    left -= half;
+  }
+  I tie = 0;
+#pragma omp simd reduction(| : tie)
+  for (int64_t l = 0; l < width; ++l) {
+    place[l] += value[place[l]] < x[l];
+    const I at = place[l] < p ? place[l] : static_cast<I>(p - 1);
+    tie |= value[at] == x[l];
+    place[l] = x[l] == x[l] ? place[l] : static_cast<I>(p);  // NaN: dropped, ahead of none
+  }
+  if (!tie) return;
+  for (int64_t l = 0; l < width; ++l) {
+    while (place[l] < p && ahead(value[place[l]], index[place[l]], x[l], start + l)) ++place[l];
+  }
+}
+
+template <class T>
+void all_places(const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int32_t* place) {
+  typename Lane<T>::type some[kStep];
   for (int64_t start = 0; start < n; start += kStep) {
     const int64_t width = start + kStep < n ? kStep : n - start;
-    const T* x = row + start;
-    for (int64_t l = 0; l < kStep; ++l) place[l] = 0;
-    I left = static_cast<I>(p);  // positives not yet told apart, the same for every column
-    while (left > 1) {
-      const I half = left / 2;
-#pragma omp simd
-      for (int64_t l = 0; l < width; ++l) place[l] += value[place[l] + half - 1] < x[l] ? half : 0;
-      left -= half;
-    }
-    I tie = 0;
-#pragma omp simd reduction(| : tie)
-    for (int64_t l = 0; l < width; ++l) {
-      place[l] += value[place[l]] < x[l];
-      const I at = place[l] < p ? place[l] : static_cast<I>(p - 1);
-      tie |= value[at] == x[l];
-      place[l] = x[l] == x[l] ? place[l] : static_cast<I>(p);  // NaN: dropped, ahead of none
-    }
-    if (tie) {
-      for (int64_t l = 0; l < width; ++l) {
-        while (place[l] < p && ahead(value[place[l]], index[place[l]], x[l], start + l)) ++place[l];
-      }
-    }
+    places(row, start, width, value, index, p, some);
+    for (int64_t l = 0; l < width; ++l) place[start + l] = static_cast<int32_t>(some[l]);
+  }
+}
+
+// Each column's bucket is its place; a prefix sum then counts for all positives at once.
+template <class T>
+void bucket(const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int64_t* histogram, int64_t* count) {
+  for (int64_t k = 0; k <= p; ++k) histogram[k] = 0;
+  typename Lane<T>::type place[kStep];
+  for (int64_t start = 0; start < n; start += kStep) {
+    const int64_t width = start + kStep < n ? kStep : n - start;
+    places(row, start, width, value, index, p, place);
     for (int64_t l = 0; l < width; ++l) ++histogram[place[l]];
   }
   int64_t before = 0;
@@ -155,11 +171,39 @@ void identities(const T* row, int64_t n, T value, int64_t index, const int32_t* 
                    int64_t* count) {                                                                                      \
     bucket(row, n, value, index, p, histogram, count);                                                                    \
   }                                                                                                                       \
+  void rank_places(const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int32_t* place) {            \
+    all_places(row, n, value, index, p, place);                                                                           \
+  }                                                                                                                       \
   void rank_identities(const T* row, int64_t n, T value, int64_t index, const int32_t* identity, int64_t stamp,           \
                        int64_t* seen, int64_t limit, int64_t* count) {                                                    \
     identities(row, n, value, index, identity, stamp, seen, limit, count);                                                \
   }
 VIFAST_RANK_DEFINE(float)
 VIFAST_RANK_DEFINE(double)
+
+// A column adds its bits, spread over a lane a trial, to the row of its place: one addition for all trials. Columns behind the
+// last positive are in no sum. Lanes of 16 bits hold a chunk of columns and are emptied into the histogram after it.
+void rank_trial_histogram(const int32_t* place, const int32_t* member, int64_t n, int64_t p, int64_t* histogram) {
+  constexpr int64_t kChunk = 65535, kPlaces = 256;
+  static const uint16_t bit[kTrials] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+  uint16_t lanes[kPlaces * kTrials];
+  for (int64_t k0 = 0; k0 < p; k0 += kPlaces) {  // of so many places at a time; a query has seldom more positives
+    const int64_t places = k0 + kPlaces < p ? kPlaces : p - k0;
+    for (int64_t i = 0; i < places * kTrials; ++i) histogram[k0 * kTrials + i] = 0;
+    for (int64_t start = 0; start < n; start += kChunk) {
+      const int64_t stop = start + kChunk < n ? start + kChunk : n;
+      for (int64_t i = 0; i < places * kTrials; ++i) lanes[i] = 0;
+      for (int64_t c = start; c < stop; ++c) {
+        const int64_t k = place[c] - k0;
+        if (k < 0 || k >= places) continue;
+        const uint16_t in = static_cast<uint16_t>(member[c]);
+        uint16_t* lane = lanes + k * kTrials;
+#pragma omp simd
+        for (int64_t t = 0; t < kTrials; ++t) lane[t] = static_cast<uint16_t>(lane[t] + ((in & bit[t]) != 0));
+      }
+      for (int64_t i = 0; i < places * kTrials; ++i) histogram[k0 * kTrials + i] += lanes[i];
+    }
+  }
+}
 
 }  // namespace vifast::VIFAST_ISA

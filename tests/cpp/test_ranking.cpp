@@ -58,6 +58,64 @@ TEST(ranks_agree_with_a_sort) {
   });
 }
 
+TEST(trials_agree_with_their_columns_alone) {
+  each_isa([] {
+    for (bool ties : {false, true}) {
+      const int64_t q = 17, g = 301, identities = 4, trials = 13;
+      std::mt19937 random(11);
+      std::vector<double> keys(q * g);
+      for (double& key : keys) key = ties ? random() % 6 : random();
+      std::vector<int32_t> g_id(g), g_cam(g), member(g), q_id(q), drop(q);
+      for (int32_t& id : g_id) id = static_cast<int32_t>(random() % identities);
+      for (int32_t& cam : g_cam) cam = static_cast<int32_t>(random() % 3);
+      for (int32_t& bits : member) bits = static_cast<int32_t>(random() % (1 << trials));
+      for (int32_t& id : q_id) id = static_cast<int32_t>(random() % (identities + 1));  // one is nobody's
+      for (int32_t& cam : drop) cam = static_cast<int32_t>(random() % 4) - 1;
+      const auto grouped = [&](const std::vector<int32_t>& ids, std::vector<int64_t>& begin, std::vector<int64_t>& row) {
+        begin.assign(identities + 2, 0);
+        row.resize(ids.size());
+        std::iota(row.begin(), row.end(), 0);
+        std::stable_sort(row.begin(), row.end(), [&](int64_t a, int64_t b) { return ids[a] < ids[b]; });
+        for (int32_t id : ids) ++begin[id + 1];
+        std::partial_sum(begin.begin(), begin.end(), begin.begin());
+      };
+      std::vector<int64_t> begin, row;
+      grouped(g_id, begin, row);
+      const RankQueries queries{q_id.data(), drop.data(), false, true, 3};
+      std::vector<double> ap(q * trials), inp(q * trials);
+      std::vector<int64_t> first(q * trials);
+      parallel_for(q, 1, 3, [&](int64_t q0, int64_t q1) {
+        rank_trial_rows<double>({keys.data(), nullptr, nullptr}, {g, g_id.data(), g_cam.data(), begin.data(), row.data(), identities + 1},
+                                {trials, member.data()}, queries, q0, q1, {ap.data(), inp.data(), first.data()});
+      });
+      for (int64_t t = 0; t < trials; ++t) {
+        std::vector<double> x;
+        std::vector<int32_t> id, cam;
+        for (int64_t c = 0; c < g; ++c) {
+          if (!(member[c] >> t & 1)) continue;
+          id.push_back(g_id[c]);
+          cam.push_back(g_cam[c]);
+        }
+        for (int64_t i = 0; i < q * g; ++i) {
+          if (member[i % g] >> t & 1) x.push_back(keys[i]);
+        }
+        grouped(id, begin, row);
+        std::vector<double> one_ap(q), one_inp(q);
+        std::vector<int64_t> one_first(q);
+        const int64_t size = static_cast<int64_t>(id.size());
+        rank_rows<double>({x.data(), nullptr, nullptr}, {size, id.data(), cam.data(), begin.data(), row.data(), identities + 1}, queries,
+                          0, q, {one_ap.data(), one_inp.data(), one_first.data()});
+        for (int64_t i = 0; i < q; ++i) {
+          CHECK(first[i * trials + t] == one_first[i]);
+          if (one_first[i] == 0) continue;
+          CHECK(ap[i * trials + t] == one_ap[i]);
+          CHECK(inp[i * trials + t] == one_inp[i]);
+        }
+      }
+    }
+  });
+}
+
 TEST(a_summary_by_hand) {
   std::vector<int64_t> ranks = {6, 1, 0, 3};  // 0: dropped
   double ap = 0, inp = 0;

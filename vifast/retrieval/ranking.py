@@ -1,5 +1,7 @@
 """Accumulates ranking metrics from blocks of a query x gallery matrix that is never held whole."""
 
+import copy
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -62,12 +64,16 @@ class RankFold:
         rows = slice(start, start + len(keys))
         if keys.dtype not in (torch.float32, torch.float64):
             keys = keys.float()
-        if keys.device.type == "cuda" and _CUDA is not None:
+        if counts_on_gpu(keys):
             self._fold_cuda(keys if linear is None else torch.addcmul(linear[1], linear[0], keys), rows)
         else:
             self._fold_cpu(keys.cpu().contiguous(), rows, *(x.cpu() for x in linear or ()))
 
     def _fold_cpu(self, keys: Tensor, rows: slice, scale: Tensor | None = None, bias: Tensor | None = None) -> None:
+        self.count_ranks(keys, rows, scale, bias, None, self.ap, self.inp, self.first)
+
+    def count_ranks(self, keys: Tensor, rows: slice, scale, bias, member, ap, inp, first) -> None:
+        """C++ for keys on the CPU. ``member`` [G] of up to 16 trials makes the results [Q, trials] (csrc/ranking.h)."""
         function = _C.rank_fold_float32 if keys.dtype == torch.float32 else _C.rank_fold_float64
         function(
             keys,
@@ -80,11 +86,21 @@ class RankFold:
             self.exclusion.own_only,
             self.per_identity,
             self.topk,
-            self.ap[rows],
-            self.inp[rows],
-            self.first[rows],
+            member,
+            ap[rows],
+            inp[rows],
+            first[rows],
             torch.get_num_threads(),
         )
+
+    def part(self, columns: Tensor) -> "RankFold":
+        """The state of another evaluation, of some of the gallery's rows."""
+        other = copy.copy(self)
+        other.gallery_identity = self.gallery_identity[columns]
+        camera = self.exclusion.gallery_camera[columns]
+        other.exclusion = dataclasses.replace(self.exclusion, gallery_camera=camera)
+        other.ap, other.inp, other.first = (torch.empty_like(x) for x in (self.ap, self.inp, self.first))
+        return other
 
     def _fold_cuda(self, keys: Tensor, rows: slice) -> None:
         """Ranks are counted where the keys are; what follows from a query's few ranks is the CPU's arithmetic."""
@@ -115,22 +131,31 @@ class RankFold:
 
     def metrics(self, name: str) -> RankMetrics:
         """Means over the valid queries. ``name`` is the argument to blame for a NaN."""
-        if bool((self.first < 0).any()):
-            raise ValueError(f"{name}: row {int((self.first < 0).nonzero()[0])} holds a NaN")
-        valid = self.first > 0
-        count = int(valid.sum())
-        if count == 0:
-            raise ValueError("query_ids: expected a query with a positive that is not excluded, found none")
-        first = self.first[valid]
-        hits = torch.bincount(first[first <= self.topk] - 1, minlength=self.topk)
-        return RankMetrics(
-            cmc=hits.cumsum(0).double() / count,
-            mean_ap=float(self.ap[valid].mean()),
-            mean_inp=float(self.inp[valid].mean()),
-            num_valid=count,
-            ap=self.ap,
-            inp=self.inp,
-        )
+        return metrics_of(self.ap, self.inp, self.first, self.topk, name)
+
+
+def counts_on_gpu(keys: Tensor) -> bool:
+    return keys.device.type == "cuda" and _CUDA is not None
+
+
+def metrics_of(ap: Tensor, inp: Tensor, first: Tensor, topk: int, name: str) -> RankMetrics:
+    """Metrics of all queries from what was folded for each."""
+    if bool((first < 0).any()):
+        raise ValueError(f"{name}: row {int((first < 0).nonzero()[0])} holds a NaN")
+    valid = first > 0
+    count = int(valid.sum())
+    if count == 0:
+        raise ValueError("query_ids: expected a query with a positive that is not excluded, found none")
+    first = first[valid]
+    hits = torch.bincount(first[first <= topk] - 1, minlength=topk)
+    return RankMetrics(
+        cmc=hits.cumsum(0).double() / count,
+        mean_ap=float(ap[valid].mean()),
+        mean_inp=float(inp[valid].mean()),
+        num_valid=count,
+        ap=ap,
+        inp=inp,
+    )
 
 
 def _offsets(counts: Tensor) -> Tensor:
