@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "isa.h"
+#include "score_inl.h"
 
 namespace vifast {
 
-enum class Metric : int { cosine, dot, sqeuclidean };  // the key is 1 - cos, -a.b or ||a - b||^2: smaller is nearer
 enum class RowType : int { float32, float64, float16, bfloat16 };
 
 // Norms between which products and their sums stay normal float32 numbers.

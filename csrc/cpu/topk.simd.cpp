@@ -9,35 +9,31 @@ namespace vifast::VIFAST_ISA {
 
 namespace {
 
-template <class T>
-double exact_dot(const T* a, const T* b, int64_t d) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < d; ++k) sum += static_cast<double>(a[k]) * static_cast<double>(b[k]);
-  return sum;
+template <class T, class Step>
+double sum_lanes(const T* a, const T* b, int64_t d, Step step) {
+  double lane[kScoreLanes] = {};
+  int64_t k = 0;
+  for (; k + kScoreLanes <= d; k += kScoreLanes) {
+#pragma omp simd
+    for (int l = 0; l < kScoreLanes; ++l) lane[l] = step(a[k + l], b[k + l], lane[l]);
+  }
+  for (int l = 0; l < d - k; ++l) lane[l] = step(a[k + l], b[k + l], lane[l]);
+  for (int half = kScoreLanes / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
+  }
+  return lane[0];
 }
 
-// Differences in float64 too: they decide the order of rows that a float32 difference would make equal.
 template <class T>
-double exact_sqdist(const T* a, const T* b, int64_t d) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < d; ++k) {
-    const double t = static_cast<double>(a[k]) - static_cast<double>(b[k]);
-    sum += t * t;
-  }
-  return sum;
+double exact_dot(const T* a, const T* b, int64_t d) {
+  return sum_lanes(a, b, d, [](T x, T y, double sum) { return dot_step(x, y, sum); });
 }
 
 template <class T>
 double exact_key(Metric metric, const T* query, double query_sq, const T* row, int64_t d) {
-  if (metric == Metric::sqeuclidean) return exact_sqdist(query, row, d);
+  if (metric == Metric::sqeuclidean) return sum_lanes(query, row, d, [](T x, T y, double sum) { return sqdist_step(x, y, sum); });
   const double dot = exact_dot(query, row, d);
-  if (metric == Metric::dot) return -dot;
-  // One root of the product, so that a row's cosine with its own copy is exactly 1.
-  const double norms = std::sqrt(query_sq * exact_dot(row, row, d));
-  const double cosine = norms > 0 ? dot / norms : 0.0;
-  return 1 - (cosine > 1 ? 1 : cosine < -1 ? -1 : cosine);
+  return metric == Metric::dot ? -dot : cosine_key(dot, query_sq, exact_dot(row, row, d));
 }
 
 template <class Half>

@@ -13,28 +13,10 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-// Bound of |computed - true| for one key: the product's gamma_d with the rounding of norms, centring and conversion to
-// float32 (hard_slack), and what subnormal products lose, flushed to zero or not. Rises with either norm, except that a small
-// gallery row is the worse one for the cosine.
-struct KeyError {
-  double slack, tiny;
-  Metric metric;
-  // Half products are of rows whose norms rounding may raise by 2^-8 each.
-  KeyError(Metric metric, int64_t d, bool half)
-      : slack(hard_slack(d) * (half ? 1 + 0x1p-6 : 1)), tiny(4 * std::ldexp(static_cast<double>(d), -126)), metric(metric) {}
-
-  double operator()(double query_norm, double norm) const {
-    if (metric == Metric::cosine) return slack + tiny * (1 + 1 / norm);
-    const double scale = metric == Metric::dot ? query_norm * norm : query_norm * query_norm + norm * norm;
-    return slack * scale + tiny * (1 + query_norm + norm);
-  }
-
-  // What rounding the rows to bfloat16 adds; `lost` of the gallery row is a share of its norm for the cosine.
-  double rounding(double query_norm, double query_lost, double norm, double lost) const {
-    if (metric == Metric::cosine) return query_lost + (query_norm + query_lost) * lost;
-    return (metric == Metric::dot ? 1 : 2) * (query_lost * norm + (query_norm + query_lost) * lost);
-  }
-};
+// Half products are of rows whose norms rounding may raise by 2^-8 each.
+KeyError key_error(Metric metric, int64_t d, bool half) {
+  return {hard_slack(d) * (half ? 1 + 0x1p-6 : 1), 4 * std::ldexp(static_cast<double>(d), -126), metric};
+}
 
 bool nearer(const Candidate& a, const Candidate& b) { return a.lower != b.lower ? a.lower < b.lower : a.index < b.index; }
 
@@ -116,7 +98,7 @@ TopkColumns::TopkColumns(Metric metric, RowNorms rows, int64_t first, int64_t co
 
 int64_t topk_fold(TopkTile tile, const TopkColumns& t, Metric metric, const void* query, RowNorms norms, Rows gallery, int64_t q0,
                   int64_t q1, TopkState state) {
-  const KeyError error(metric, gallery.d, tile.half);
+  const KeyError error = key_error(metric, gallery.d, tile.half);
   const double share = tile.half ? kHalfShare : 0;
   std::vector<float> scratch(gallery.d);
   int64_t scored = 0;

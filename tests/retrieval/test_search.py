@@ -8,6 +8,7 @@ import pytest
 import retrieval_oracle as oracle
 import torch
 
+from vifast.kernels import _C
 from vifast.retrieval import search
 from vifast.retrieval.search import _definition
 
@@ -20,7 +21,7 @@ def products(request, monkeypatch):
     """The type that nominates; bfloat16 even where the processor has no products of it, and for small galleries."""
     module = sys.modules[_definition.__module__]
     monkeypatch.setattr(module, "HALF_FROM", 0 if request.param == "bfloat16" else math.inf)
-    monkeypatch.setattr(module._C, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(_C, "multiplies_bfloat16", lambda: True)
     return request.param
 
 
@@ -161,6 +162,19 @@ def test_every_instruction_set_finds_the_same(isa, products):
         np.testing.assert_array_equal(
             search(q, g, 50)[1], oracle.neighbours(q.double(), g.double(), 50, "cosine", None)[1]
         )
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_instruction_set_has_the_same_bits(isa, metric):
+    generator = torch.Generator().manual_seed(9)
+    for dtype, d in ((torch.float64, 7), (torch.float64, 99), (torch.float32, 64), (torch.float16, 33)):
+        query, gallery = (torch.randn(n, d, generator=generator).to(dtype) for n in (4, 50))
+        dist, index = search(query, gallery, 50, metric=metric)
+        assert _C.set_isa("scalar")
+        again = search(query, gallery, 50, metric=metric)
+        _C.set_isa(isa)
+        assert torch.equal(again[0], dist)
+        assert torch.equal(again[1], index)
 
 
 def test_half_precision_values_of_every_exponent():
