@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vifast.retrieval import evaluate, evaluate_trials
+from vifast.retrieval import evaluate, evaluate_trials, products
 from vifast.retrieval.metrics import fold_products
 from vifast.retrieval.ranking import RankFold
 from vifast.retrieval.trials import TrialFold
@@ -85,7 +85,8 @@ def test_neither_threads_nor_blocks_change_a_bit(with_threads, monkeypatch):
         return evaluate_trials(query, gallery, *labels, trials=galleries, exclude="sysu", cmc="identity")
 
     one, two = (with_threads(n, run) for n in (1, 2))
-    monkeypatch.setattr("vifast.retrieval.metrics.WORKSPACE", 100 * 4 * 7)
+    monkeypatch.setattr(products, "LEAST_ROWS", 7)
+    monkeypatch.setattr(products, "WORKSPACE", 1)
     for a, b, c in zip(one, two, run(), strict=True):
         same(a, b)
         same(a, c)
