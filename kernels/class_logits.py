@@ -47,6 +47,22 @@ def _cpu(student, teacher, prototypes_v, prototypes_i, first, temperature):
     return out
 
 
+@class_logits.register_kernel("cuda")
+def _cuda(student, teacher, prototypes_v, prototypes_i, first, temperature):
+    out = _alloc(student, teacher, prototypes_v, prototypes_i, first, temperature)
+    for x, logits in zip((student, teacher), out, strict=True):
+        _scaled_products(x, prototypes_v.T, prototypes_i.T, first, temperature, logits)
+    return out
+
+
+def _scaled_products(x, to_v, to_i, first, temperature, out):
+    """A launch a modality. With ``out`` autocast leaves the products as they are."""
+    for rows, to in ((slice(first), to_v), (slice(first, None), to_i)):
+        part = out[rows]
+        torch.addmm(part, x[rows].to(out.dtype), to.to(out.dtype), beta=0, alpha=1 / temperature, out=part)
+    return out
+
+
 def _both(x, to_v, to_i, first, temperature, out):
     for rows, to in ((slice(first), to_v), (slice(first, None), to_i)):
         product(x[rows], to, out[rows])
@@ -71,6 +87,12 @@ def _cpu_backward(grad, prototypes_v, prototypes_i, first, temperature):
     out = _alloc_backward(grad, prototypes_v, prototypes_i, first, temperature)
     to_v, to_i = float_rows(prototypes_v).T, float_rows(prototypes_i).T
     return _both(grad.contiguous(), to_v, to_i, first, temperature, out)
+
+
+@class_logits_backward.register_kernel("cuda")
+def _cuda_backward(grad, prototypes_v, prototypes_i, first, temperature):
+    out = _alloc_backward(grad, prototypes_v, prototypes_i, first, temperature)
+    return _scaled_products(grad, prototypes_v, prototypes_i, first, temperature, out)
 
 
 def _setup(ctx, inputs, output):

@@ -1,8 +1,7 @@
 r"""percentile_mask: which rows are at least as confident as the q-th percentile of their batch; softmax_confidence.
 
 theta is the percentile by linear interpolation between the sorted confidences, as in NumPy; mask_i = 1 where
-c_i >= theta (``high``) or c_i <= theta, so rows tied with it are kept. Rows outside ``begin`` .. ``end`` are left
-out of the percentile and always kept: one modality of a batch that holds both is masked without being cut out.
+c_i >= theta (``high``) or c_i <= theta, so rows tied with it are kept.
 
 Shapes    confidence [N]; mask [N] of its dtype. logits [N, C]; confidence = max_j softmax(logits_i)_j, float32.
 Edges     a NaN is left out of the percentile and never kept; no finite confidence: nothing is kept.
@@ -22,28 +21,23 @@ from vifast.kernels._softmax import pair_tops, row_launch
 MOST = 1024  # rows that one program ranks against each other; more are sorted
 
 
-def percentile_mask_ref(confidence: Tensor, q: float, high: bool, begin: int, end: int) -> Tensor:
-    mask, own = torch.ones_like(confidence, memory_format=torch.contiguous_format), confidence[begin:end]
-    if own.size(0) == 0:
-        return mask
-    ordered = own.double().sort().values  # NaN last
-    count = (~own.isnan()).sum()
+def percentile_mask_ref(confidence: Tensor, q: float, high: bool) -> Tensor:
+    if confidence.size(0) == 0:
+        return torch.empty_like(confidence)
+    ordered = confidence.double().sort().values  # NaN last
+    count = (~confidence.isnan()).sum()
     position = (q * (count - 1).clamp(min=0) / 100).double()
     low = position.floor().long()
     below, above = (ordered.gather(0, i.view(1)) for i in (low, (low + 1).minimum((count - 1).clamp(min=0))))
     theta = torch.where(below == above, below, below + (above - below) * (position - low))
-    mask[begin:end] = (own >= theta) if high else (own <= theta)
-    return mask
+    return (confidence >= theta if high else confidence <= theta).to(confidence.dtype)
 
 
 @triton.jit
-def _mask_kernel(confidence_ptr, mask_ptr, n, begin, end, q, HIGH: tl.constexpr, BLOCK: tl.constexpr):
-    """One program: the rank of every value among all, then the two values beside the percentile."""
-    i = tl.arange(0, BLOCK)
-    c = tl.load(confidence_ptr + i, mask=i < n, other=0.0).to(tl.float32)
-    own = (i >= begin) & (i < end)
-    counted = own & (c == c)  # noqa: PLR0124 - false for a NaN
-    rank = tl.zeros((BLOCK,), tl.int32)
+def percentile_of(confidence_ptr, c, i, begin, end, q):
+    """The percentile of values begin .. end, of which c holds number i: the rank of each, then the two beside it."""
+    counted = (i >= begin) & (i < end) & (c == c)  # noqa: PLR0124 - false for a NaN
+    rank = tl.zeros(c.shape, tl.int32)
     for j in range(begin, end):
         other = tl.load(confidence_ptr + j).to(tl.float32)
         rank += ((other < c) | ((other == c) & (j < i))).to(tl.int32)
@@ -53,38 +47,43 @@ def _mask_kernel(confidence_ptr, mask_ptr, n, begin, end, q, HIGH: tl.constexpr,
     high = tl.minimum(low + 1, last)
     below = tl.sum(tl.where(counted & (rank == low), c, 0.0)).to(tl.float64)
     above = tl.sum(tl.where(counted & (rank == high), c, 0.0)).to(tl.float64)
-    theta = tl.where(below == above, below, below + (above - below) * (position - low.to(tl.float64)))
+    return tl.where(below == above, below, below + (above - below) * (position - low.to(tl.float64)))
+
+
+@triton.jit
+def _mask_kernel(confidence_ptr, mask_ptr, n, q, HIGH: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    c = tl.load(confidence_ptr + i, mask=i < n, other=0.0).to(tl.float32)
+    theta = percentile_of(confidence_ptr, c, i, 0, n, q)
     keep = c.to(tl.float64) >= theta if HIGH else c.to(tl.float64) <= theta
-    tl.store(mask_ptr + i, (~own | (counted & keep)).to(tl.float32), mask=i < n)
+    tl.store(mask_ptr + i, keep.to(tl.float32), mask=i < n)
 
 
 percentile_mask = Op("percentile_mask", percentile_mask_ref)
 
 
 @percentile_mask.register_fake
-def _alloc_mask(confidence, q, high, begin, end):
+def _alloc_mask(confidence, q, high):
     check(confidence.dim() == 1, lambda: f"percentile_mask: expected confidence [N], got {list(confidence.shape)}")
     return torch.empty_like(confidence, memory_format=torch.contiguous_format)
 
 
 @percentile_mask.register_kernel("cpu")
-def _cpu_mask(confidence, q, high, begin, end):
+def _cpu_mask(confidence, q, high):
     rows = float_rows(confidence)
     mask = torch.empty_like(rows)
-    _C.percentile_mask(rows, q, high, begin, end, mask)
+    _C.percentile_mask(rows, q, high, mask)
     return mask.to(confidence.dtype)
 
 
 @percentile_mask.register_kernel("cuda")
-def _triton_mask(confidence, q, high, begin, end):
+def _triton_mask(confidence, q, high):
     n = confidence.size(0)
     if not 0 < n <= MOST:
-        return percentile_mask_ref(confidence, q, high, begin, end)
-    mask, block = _alloc_mask(confidence, q, high, begin, end), max(32, triton.next_power_of_2(n))
+        return percentile_mask_ref(confidence, q, high)
+    mask, block = _alloc_mask(confidence, q, high), max(32, triton.next_power_of_2(n))
     with torch.cuda.device_of(confidence):
-        _mask_kernel[(1,)](
-            confidence.contiguous(), mask, n, begin, end, q, HIGH=high, BLOCK=block, num_warps=max(1, block // 64)
-        )
+        _mask_kernel[(1,)](confidence.contiguous(), mask, n, q, HIGH=high, BLOCK=block, num_warps=max(1, block // 64))
     return mask
 
 
@@ -133,14 +132,14 @@ def _triton_confidence(logits):
     return out
 
 
-def _no_gradient(ctx, *grads):
+def no_gradient(ctx, *grads):
     return (None,) * ctx.inputs
 
 
-def _setup(ctx, inputs, output):
+def setup(ctx, inputs, output):
     ctx.inputs = len(inputs)
-    ctx.mark_non_differentiable(output)
+    ctx.mark_non_differentiable(*output if isinstance(output, tuple) else (output,))
 
 
-percentile_mask.register_autograd(_no_gradient, _setup)
-softmax_confidence.register_autograd(_no_gradient, _setup)
+percentile_mask.register_autograd(no_gradient, setup)
+softmax_confidence.register_autograd(no_gradient, setup)

@@ -152,6 +152,7 @@ def wrong_arguments_of_row_losses():
 
 def wrong_arguments():
     mining = (F.triplet_loss, F.hard_pairs)
+    referring = (*mining, F.neighbor_loss)
     for function in (*mining, F.weighted_triplet_loss):
         for value, error, message in ROWS:
             yield function, (value, LABELS), {}, error, f"feat: {message}"
@@ -161,10 +162,10 @@ def wrong_arguments():
         yield F.pairwise_distance, (value,), {}, error, f"feat: {message}"
     for value, error, message in OTHER:
         yield F.pairwise_distance, (FEAT, value), {}, error, f"other: {message}"
-        for function in mining:
+        for function in referring:
             pair = {"reference": value, "reference_labels": LABELS}
             yield function, (FEAT, LABELS), pair, error, f"reference: {message}"
-    for function in mining:
+    for function in referring:
         for value, error, message in LABEL_ERRORS:
             pair = {"reference": FEAT, "reference_labels": value}
             yield function, (FEAT, LABELS), pair, error, f"reference_labels: {message.format('reference')}"

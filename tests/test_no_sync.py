@@ -35,6 +35,7 @@ CALLS = {
     "center_hinge": lambda *args: F.center_hinge(*args),  # noqa: PLW0108 - looked up when called
     "center_loss": lambda a, b, labels, modality: F.center_loss(a, labels, b.detach()),
     "center_cluster_loss": lambda a, b, labels, modality: F.center_cluster_loss(a, labels, margin=9.0),
+    "decoupled_kl": lambda a, b, labels, modality: F.decoupled_kl(a, b, labels),
     "neighbor_loss": lambda a, b, labels, modality: F.neighbor_loss(a, labels),
     "center_triplet_loss": lambda a, b, labels, modality: F.center_triplet_loss(a, b, labels),
     "prompt_consistency": lambda a, b, labels, modality: F.prompt_consistency(a, b),

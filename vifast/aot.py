@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-import vifast.functional
+import vifast.losses
 import vifast.nn  # noqa: F401 - registers ops
 from vifast.kernels._registry import Op
 
@@ -51,6 +51,7 @@ _LOGITS = (_floats(120, 395), _floats(120, 395))
 _HALF_LOGITS = tuple(x.bfloat16() for x in _LOGITS)
 _FEATURES = (_floats(SMALL, WIDTH), _floats(SMALL, WIDTH))
 _DAKD = _temperatures(2.0, 3.0, 4.0, 5.0, 6.0)
+_TABLES = [1.0] * 5 + [0.0] * 5, [0.0] * 5 + [1.0] * 5
 _OTHER_WIDTH = _floats(LARGE, 70)
 _GRAPH = (_floats(LARGE), _floats(6, LARGE).double(), _floats(0), _floats(0))
 _WRT = (_floats(LARGE), _floats(7, LARGE), _floats(0), _floats(0))
@@ -127,7 +128,16 @@ LAUNCHES = {
         (*_LOGITS, _floats(120, 1), *_DAKD, True, 1, 1e-7, True),
         (*_HALF_LOGITS, None, *_temperatures(4.0), False, 1, 1e-7, False),
     ],
-    "percentile_mask": [(_floats(SMALL), 50.0, True, 0, SMALL), (_floats(LARGE), 50.0, False, 32, LARGE)],
+    "percentile_mask": [(_floats(SMALL), 50.0, True), (_floats(LARGE), 50.0, False)],
+    "class_logits": [(*2 * (_OTHER_WIDTH,), *2 * (_floats(100, 70),), 32, 0.05)],
+    "class_logits_backward": [(_floats(LARGE, 100), *2 * (_floats(100, 70),), 32, 0.05)],
+    "confidence_weights": [
+        (_LOGITS[0], None, None, 60, "percentile", 50.0, True, *_TABLES, True, False),
+        (_floats(LARGE, 395), _floats(LARGE), None, 32, "percentile", 50.0, False, *_TABLES, False, True),
+        (_LOGITS[0], None, None, 60, "fixed", 0.95, True, *_TABLES, True, False),
+        (_LOGITS[0], _floats(120), _floats(), 60, "ema", 0.999, True, *_TABLES, True, True),
+        (_LOGITS[0], None, None, 60, "none", 0.0, True, *_TABLES, True, False),
+    ],
     "softmax_confidence": [(_LOGITS[0],), (_HALF_LOGITS[0],)],
     "weighted_triplet": [
         (*_SELF[:2], False, "exact"),

@@ -1,7 +1,5 @@
 #include "../percentile_mask.h"
 
-#include <algorithm>
-
 #include "../parallel.h"
 #include "../tensor_view.h"
 #include "bind.h"
@@ -11,16 +9,13 @@ namespace vifast {
 
 namespace {
 
-// Rows outside begin .. end are kept and do not count.
-void mask_rows(py::object confidence, double q, bool high, int64_t begin, int64_t end, py::object mask) {
+void mask_rows(py::object confidence, double q, bool high, py::object mask) {
   const TensorView view(confidence, "confidence");
   const float* c = view.data<float>({-1});
   const int64_t n = view.size(0);
   float* out = TensorView(mask, "mask").data<float>({n});
-  if (begin < 0 || begin > end || end > n) throw py::value_error("begin, end: expected a range of rows");
   py::gil_scoped_release release;
-  std::fill(out, out + n, 1.0f);
-  percentile_mask(c + begin, end - begin, q, high, out + begin);
+  percentile_mask(c, n, q, high, out);
 }
 
 void confidence_of_rows(py::object logits, py::object out, int threads) {
@@ -35,8 +30,8 @@ void confidence_of_rows(py::object logits, py::object out, int threads) {
 }  // namespace
 
 void bind_percentile_mask(py::module_& m) {
-  m.def("percentile_mask", &mask_rows, py::arg("confidence"), py::arg("q"), py::arg("high"), py::arg("begin"), py::arg("end"),
-        py::arg("mask"), "Rows on one side of a percentile, see csrc/percentile_mask.h.");
+  m.def("percentile_mask", &mask_rows, py::arg("confidence"), py::arg("q"), py::arg("high"), py::arg("mask"),
+        "Rows on one side of a percentile, see csrc/percentile_mask.h.");
   m.def("softmax_confidence", &confidence_of_rows, py::arg("logits"), py::arg("out"), py::arg("threads"),
         "Largest probability of every row.");
 }

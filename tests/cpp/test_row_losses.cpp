@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "check.h"
+#include "confidence_weights.h"
 #include "entropy_hinge.h"
 #include "parallel.h"
 #include "percentile_mask.h"
@@ -134,6 +135,28 @@ TEST(percentile_masks) {
       CHECK(near(out[r], std::exp(*std::max_element(p.begin(), p.end()))));
     }
   });
+}
+
+TEST(weights_of_confidence) {
+  const std::vector<double> fixed = {1, 0, 0, 1}, masked = {0, 0, 1, 0};
+  WeightPlan plan{MaskRule::percentile, 50, true, true, false, 2, fixed.data(), masked.data(), 0.5f};
+  const std::vector<float> c = {0.9f, 0.1f, 0.4f, 0.2f, 0.3f, NAN}, allowed = {0, 1, 1, 1, 0, 1};
+  std::vector<float> mask(6), weights(12);
+  float kept, theta;
+  confidence_weights(c.data(), nullptr, 6, 1, plan, mask.data(), weights.data(), &kept, &theta);
+  CHECK((mask == std::vector<float>{1, 0, 1, 0, 1, 0}));
+  CHECK(near(weights[0], 1) && near(weights[1], 0) && near(weights[4], 0.2) && near(weights[5], 0.2) && near(weights[6], 0));
+  CHECK(near(kept, 0.4));
+  plan.rule = MaskRule::ema;
+  plan.level = 0.75;
+  plan.by_kept = true;
+  confidence_weights(c.data(), allowed.data(), 5, 1, plan, mask.data(), weights.data(), &kept, &theta);
+  CHECK(near(theta, 0.4375) && kept == 0);
+  plan.before = NAN;
+  confidence_weights(c.data(), allowed.data(), 5, 1, plan, mask.data(), weights.data(), &kept, &theta);
+  CHECK(near(theta, 0.25) && near(kept, 0.25) && near(weights[4], 1));
+  confidence_weights(c.data(), nullptr, 0, 0, plan, nullptr, nullptr, &kept, &theta);
+  CHECK(kept == 1);
 }
 
 }  // namespace

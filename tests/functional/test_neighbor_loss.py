@@ -60,17 +60,60 @@ def test_a_bad_row_is_nobodys_neighbor():
     assert torch.autograd.grad(rows.mean(), x)[0][keep].isfinite().all()
 
 
+def info_nce(x, labels, y, to_labels, temperature):
+    """Supervised InfoNCE row by row, positives outside the logarithm."""
+    unit_x, unit_y = (torch.nn.functional.normalize(z) for z in (x, y))
+    log_p = (unit_x @ unit_y.T / temperature).log_softmax(1)
+    return torch.stack([-log_p[i, to_labels == labels[i]].mean() for i in range(len(x))])
+
+
+def test_cosine_to_a_reference_is_info_nce_less_its_least():
+    labels, to_labels = torch.tensor([0, 0, 1, 5, 5]), torch.tensor([5, 0, 1, 5, 0, 5, 1])
+    x, y = torch.randn(5, 6, dtype=torch.float64), torch.randn(7, 6, dtype=torch.float64)
+    x.requires_grad_(), y.requires_grad_()
+    options = {"reference": y, "reference_labels": to_labels, "metric": "cosine", "temperature": 0.05}
+    ours = F.neighbor_loss(x, labels, reduction="none", **options)
+    wanted = info_nce(x, labels, y, to_labels, 0.05)
+    assert_close(ours, wanted - torch.tensor([2, 2, 2, 3, 3]).log(), rtol=1e-9, atol=1e-12)
+    for one, other in zip(*(torch.autograd.grad(loss.sum(), (x, y)) for loss in (ours, wanted)), strict=True):
+        assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_bad_reference_row_is_never_silent():
+    x, y, labels = torch.randn(4, 3), torch.randn(4, 3), torch.arange(4) // 2
+    y[1, 0] = torch.nan
+    x.requires_grad_(), y.requires_grad_()
+    rows = F.neighbor_loss(x, labels, reference=y, reference_labels=labels, reduction="none")
+    assert rows.isnan().all()
+    to_x, to_y = torch.autograd.grad(rows.sum(), (x, y))
+    assert to_x.isfinite().all()
+    assert to_y[[0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(0, 0), (0, 3), (3, 0), (1, 1)])
+def test_no_rows(n, m):
+    x, y = torch.randn(n, 4, requires_grad=True), torch.randn(m, 4, requires_grad=True)
+    labels, to_labels = torch.zeros(n, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
+    loss = F.neighbor_loss(x, labels, reference=y, reference_labels=to_labels)
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, (x, y)))
+
+
 def test_module_is_its_function():
     x, labels = torch.randn(6, 4), torch.arange(6) // 2
-    for options in ({}, {"reduction": "none"}, {"precision": "fast"}):
+    for options in ({}, {"reduction": "none"}, {"precision": "fast"}, {"metric": "cosine", "temperature": 0.1}):
         assert torch.equal(NeighborLoss(**options)(x, labels), F.neighbor_loss(x, labels, **options))
-    assert repr(NeighborLoss()) == "NeighborLoss(reduction='mean')"
+    to = {"reference": x.flip(0), "reference_labels": labels.flip(0)}
+    assert torch.equal(NeighborLoss()(x, labels, *to.values()), F.neighbor_loss(x, labels, **to))
+    assert repr(NeighborLoss()) == "NeighborLoss(metric='euclidean', temperature=1.0, reduction='mean')"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"reduction": "max"}, "reduction: expected one of mean, sum, none, got 'max'"),
+        ({"metric": "l2"}, "metric: expected one of euclidean, sqeuclidean, cosine, got 'l2'"),
+        ({"temperature": 0}, "temperature: expected a number above 0, got 0"),
         ({"precision": "low"}, "precision: expected one of exact, fast, got 'low'"),
     ],
 )

@@ -17,6 +17,7 @@ CALLS = {
     F.center_loss: {"feat": FEAT, "labels": LABELS, "centers": TABLE},
     F.center_cluster_loss: {"feat": FEAT, "labels": LABELS},
     F.neighbor_loss: {"feat": FEAT, "labels": LABELS},
+    F.decoupled_kl: {"student": FEAT, "teacher": FEAT, "labels": LABELS},
 }
 NOT_ROWS = [
     (FEAT.tolist(), TypeError, r"expected a tensor \[N, D\], got list"),
@@ -85,8 +86,18 @@ WRONG = [
     (F.center_cluster_loss, "precision", CHOICE),
     (F.neighbor_loss, "feat", NOT_ROWS),
     (F.neighbor_loss, "labels", NOT_LABELS),
+    (F.neighbor_loss, "metric", CHOICE),
+    (F.neighbor_loss, "temperature", NOT_POSITIVE),
     (F.neighbor_loss, "reduction", CHOICE),
     (F.neighbor_loss, "precision", CHOICE),
+    (F.decoupled_kl, "student", NOT_ROWS),
+    (F.decoupled_kl, "teacher", [*NOT_ROWS, *NOT_LIKE]),
+    (F.decoupled_kl, "teacher", [(FEAT[:5], ValueError, r"expected shape \[6, 4\] as {}, got \[5, 4\]")]),
+    (F.decoupled_kl, "labels", NOT_LABELS),
+    (F.decoupled_kl, "alpha", NEGATIVE),
+    (F.decoupled_kl, "beta", NEGATIVE),
+    (F.decoupled_kl, "temperature", NOT_POSITIVE),
+    (F.decoupled_kl, "reduction", CHOICE),
 ]
 
 

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-import vifast.functional
+import vifast.losses
 import vifast.nn  # noqa: F401 - registers ops
 from vifast.aot import ARCHITECTURES, LAUNCHES, compile_all
 from vifast.kernels._registry import Op

@@ -1,11 +1,10 @@
-"""class_logits and temperature_weights: what DAKD's objective needs around its divergence."""
+"""class_logits: similarities of two modalities' rows to the prototypes of their own."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from vifast.kernels.class_logits import class_logits
-from vifast.kernels.temperature_weights import temperature_weights
 from vifast.testing import check_op, check_values
 
 
@@ -50,35 +49,3 @@ def test_bits_do_not_depend_on_threads(with_threads):
         results.append((logits, *torch.autograd.grad(logits.square().sum(), args[0])))
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
-
-
-MASK = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0])
-
-
-@pytest.mark.parametrize(
-    ("masked", "rowwise", "by_kept", "wanted", "kept"),
-    [
-        ([0.0] * 4, True, False, [[1 / 2, 3 / 2]] * 2 + [[5 / 4, 7 / 4]] * 4, 1.0),
-        ([0, 0, 1, 0], True, False, [[1 / 2, 3 / 2]] * 2 + [[(5 + k) / 4, 7 / 4] for k in (1, 0, 0, 1)], 0.5),
-        ([0, 0, 1, 2], True, True, [[1 / 2, 3 / 2]] * 2 + [[5 / 4 + k, 7 / 4 + 2 * k] for k in (0.5, 0, 0, 0.5)], 0.5),
-        ([4, 0, 1, 0], False, False, [[3 / 2, 3 / 2]] * 2 + [[5.5 / 4, 7 / 4]] * 4, 0.5),
-    ],
-)
-def test_weights_done_by_hand(masked, rowwise, by_kept, wanted, kept):
-    weights, share = temperature_weights(MASK, 2, [1.0, 3.0, 5.0, 7.0], [float(x) for x in masked], rowwise, by_kept)
-    assert_close(weights, torch.tensor(wanted))
-    assert share.item() == kept
-
-
-def test_weights_of_nothing():
-    weights, share = temperature_weights(torch.zeros(3), 3, [0.0] * 4, [0, 0, 1.0, 1.0], True, True)
-    assert weights.tolist() == [[0, 0]] * 3
-    assert share.item() == 1
-    weights, share = temperature_weights(torch.zeros(0), 0, [0.0] * 2, [1.0] * 2, True, False)
-    assert weights.shape == (0, 1)
-    assert share.item() == 1
-
-
-def test_weights_op():
-    args = (2, [1.0, 3.0, 5.0, 7.0], [0.0, 1.0, 1.0, 0.0], True, False)
-    check_op(temperature_weights, lambda n: (torch.rand(n).round(), *args), length=1, outputs=2)

@@ -42,13 +42,25 @@ CASES = {
     "center triplet": lambda x, y: F.center_triplet_loss(x, x.flip((0, 1)), y),
     "center cluster": lambda x, y: F.center_cluster_loss(x, y, margin=20.0),
     "neighbor": lambda x, y: F.neighbor_loss(x, y, reduction="none"),
+    "neighbor reference": lambda x, y: F.neighbor_loss(
+        x, y, reference=x.flip((0, 1)), reference_labels=y.flip(0), metric="cosine", temperature=0.3, reduction="none"
+    ),
+    "decoupled kl": lambda x, y: F.decoupled_kl(x, x.detach().flip((0, 1)), y % 2, reduction="none"),
     "distance": lambda x, y: F.pairwise_distance(x),
     "distance to others": lambda x, y: F.pairwise_distance(x, x.flip((0, 1))),
     "squared distance": lambda x, y: F.pairwise_distance(x, metric="sqeuclidean"),
     "cosine distance": lambda x, y: F.pairwise_distance(x, metric="cosine"),
 }
 # Of rows divided by their norm, or of means of rows, which float32 rounds where they lie.
-UNIT = ("triplet cosine", "weighted normalized", "cosine distance", "relation", "center triplet", "center cluster")
+UNIT = (
+    "triplet cosine",
+    "weighted normalized",
+    "cosine distance",
+    "relation",
+    "center triplet",
+    "center cluster",
+    "neighbor reference",
+)
 METRIC = [name for name in CASES if name not in UNIT]
 LOSSES = [name for name in CASES if "distance" not in name]
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)

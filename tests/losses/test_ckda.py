@@ -66,6 +66,12 @@ def test_weights_apply_to_the_total_alone():
     assert_close(other["loss"], total)
 
 
+def test_the_first_stage_has_nothing_to_hold_its_prompts_to():
+    losses = CKDALoss()(**BATCH, prompts=torch.randn(4, 3, 8, 4))
+    assert losses["prompt"] == 0
+    assert losses["loss"] == losses["base"]
+
+
 def test_alignment_features_and_kappa():
     plain, aligned = CKDALoss()(**BATCH, **OLD), CKDALoss()(**BATCH, **OLD, align_v=OLD["teacher_v"])
     assert plain["base"] == aligned["base"]
@@ -188,6 +194,11 @@ def test_a_wrong_option_is_named(options, error, message):
             {"teacher_prompts": torch.ones(2, 3)},
             ValueError,
             r"prompts: expected shape \[2, 3\] as teacher_prompts, got None",
+        ),
+        (
+            {"prompts": torch.ones(2, 3)},
+            ValueError,
+            "teacher_prompts: expected a tensor beside prompts and a teacher, got None",
         ),
         (
             {"prompts": torch.ones(3), "teacher_prompts": torch.ones(2, 3)},

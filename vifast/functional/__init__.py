@@ -13,6 +13,7 @@ from vifast.functional.center_hinge import center_hinge
 from vifast.functional.center_loss import center_loss
 from vifast.functional.center_triplet import center_triplet_loss
 from vifast.functional.class_centers import class_centers
+from vifast.functional.decoupled_kl import decoupled_kl
 from vifast.functional.entropy_hinge import entropy_hinge
 from vifast.functional.finite import check_finite
 from vifast.functional.gem_pool import gem_pool
@@ -36,6 +37,7 @@ __all__ = [
     "center_triplet_loss",
     "check_finite",
     "class_centers",
+    "decoupled_kl",
     "entropy_hinge",
     "gem_pool",
     "graph_alignment",

@@ -2,6 +2,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from vifast import _checks
+
 METRICS = ("euclidean", "sqeuclidean", "cosine")
 REDUCTIONS = ("mean", "sum", "none")
 PRECISIONS = ("exact", "fast")
@@ -15,3 +17,15 @@ def reduced(loss: Tensor, reduction: str) -> Tensor:
     if reduction == "none":
         return loss
     return loss.mean() if reduction == "mean" and loss.size(0) > 0 else loss.sum()
+
+
+def reference_of(feat: Tensor, reference: Tensor | None, reference_labels: Tensor | None) -> Tensor | None:
+    """Checks a set to compare ``feat`` with, and its labels, which are returned as int64."""
+    if (reference is None) != (reference_labels is None):
+        missing = "reference" if reference is None else "reference_labels"
+        raise ValueError(f"{missing}: expected reference and reference_labels together, got None")
+    if reference is None:
+        return None
+    _checks.rows("reference", reference)
+    _checks.same_columns("reference", reference, "feat", feat)
+    return _checks.labels("reference_labels", reference_labels, "reference", reference)

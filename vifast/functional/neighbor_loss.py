@@ -2,28 +2,46 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import PRECISIONS, REDUCTIONS, reduced
+from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reduced, reference_of
 from vifast.functional.pairwise_distance import pairwise_distance
 
 
-def neighbor_loss(feat: Tensor, labels: Tensor, *, reduction: str = "mean", precision: str = "exact") -> Tensor:
-    r"""Neighbor-probability ("Fb") loss: KL(uniform over own identity || softmax of minus distance over all others).
+def neighbor_loss(
+    feat: Tensor,
+    labels: Tensor,
+    *,
+    reference: Tensor | None = None,
+    reference_labels: Tensor | None = None,
+    metric: str = "euclidean",
+    temperature: float = 1.0,
+    reduction: str = "mean",
+    precision: str = "exact",
+) -> Tensor:
+    r"""Neighbor-probability loss: KL(uniform over own identity || softmax of minus distance over all others).
 
-        loss_i = log sum_{j != i} exp(-d_ij) + mean_{j in P_i} d_ij - log |P_i|,   P_i = { j != i, y_j = y_i }
+        loss_i = log sum_{j != i} exp(-d_ij / t) + mean_{j in P_i} d_ij / t - log |P_i|,  P_i = { j != i, y_j = y_i }
+
+    With a reference, j runs over its rows, none left out. This is IDKL's unused "Fb" loss; with cosine distance it is
+    supervised InfoNCE, less its least value log |P_i|.
 
     Args:
         feat: [N, D].
         labels: [N] integers of any value.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``. A row that is alone in its identity counts as 0.
+        reference: [M, D] neighbors in place of the rows of ``feat``; both get gradient.
+        reference_labels: [M] integers, required with ``reference``.
+        metric: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"`` (1 - cos), see :func:`pairwise_distance`.
+        temperature: t, above 0.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. A row without others of its identity counts as 0.
         precision: see :func:`pairwise_distance`.
 
     Returns:
-        A scalar, or [N] for ``reduction="none"``. A non-finite row has the loss NaN and is nobody's neighbor.
+        A scalar, or [N] for ``reduction="none"``. A non-finite row is nobody's neighbor; its loss is NaN, and where it
+        is in the reference, so are all. The gradients of the other rows stay finite.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it.
 
-    Memory: N x N distances and probabilities. Source: spec idkl 4.
+    Memory: N x M distances and probabilities. Source: spec idkl 4; dakd 5.5; Khosla et al. 2020.
 
     Example:
         >>> import torch
@@ -33,15 +51,29 @@ def neighbor_loss(feat: Tensor, labels: Tensor, *, reduction: str = "mean", prec
     """
     _checks.rows("feat", feat)
     labels = _checks.labels("labels", labels, "feat", feat)
+    to_labels = reference_of(feat, reference, reference_labels)
+    _checks.one_of("metric", metric, METRICS)
+    _checks.positive("temperature", temperature)
     _checks.one_of("reduction", reduction, REDUCTIONS)
     _checks.one_of("precision", precision, PRECISIONS)
-    sound = feat.isfinite().all(1)
-    dist = pairwise_distance(torch.where(sound.unsqueeze(1), feat, 0.0), precision=precision)
-    others = torch.eye(len(feat), dtype=torch.bool, device=feat.device).logical_not() & sound.unsqueeze(1) & sound
-    positive = others & (labels.unsqueeze(1) == labels)
+    sound, x = _sound(feat)
+    to_sound, y = (sound, None) if reference is None else _sound(reference)
+    dist = pairwise_distance(x, y, metric=metric, precision=precision) / temperature
+    others = sound.unsqueeze(1) & to_sound
+    same = labels.unsqueeze(1) == (labels if reference is None else to_labels)
+    if reference is None:
+        others = others & torch.eye(len(feat), dtype=torch.bool, device=feat.device).logical_not()
+    positive = others & same
     count = positive.sum(1)
     # The lowest number and not -inf: a row without others would have the softmax of nothing.
-    partition = torch.where(others, -dist, torch.finfo(dist.dtype).min).logsumexp(1)
+    partition = torch.where(others, -dist, torch.finfo(dist.dtype).min).logsumexp(1) if dist.size(1) else dist.sum(1)
     mean = torch.where(positive, dist, 0.0).sum(1) / count.clamp(min=1)
     rows = torch.where(count > 0, partition + mean - count.clamp(min=1).log(), 0.0)
-    return reduced(torch.where(sound, rows, torch.nan), reduction)
+    spoilt = ~sound if reference is None else ~sound | ~to_sound.all()
+    return reduced(torch.where(spoilt, torch.nan, rows), reduction)
+
+
+def _sound(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows are finite, and the rows with the others set to 0, so that they spoil no gradient but their own."""
+    sound = x.isfinite().all(1)
+    return sound, torch.where(sound.unsqueeze(1), x, 0.0)

@@ -1,7 +1,7 @@
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reduced, unit_rows
+from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reduced, reference_of, unit_rows
 from vifast.kernels.batch_hard import batch_hard
 
 
@@ -90,13 +90,7 @@ def triplet_loss(
 def _mine(feat, labels, reference, reference_labels, metric, margin, precision):
     _checks.rows("feat", feat)
     labels = _checks.labels("labels", labels, "feat", feat)
-    if (reference is None) != (reference_labels is None):
-        missing = "reference" if reference is None else "reference_labels"
-        raise ValueError(f"{missing}: expected reference and reference_labels together, got None")
-    if reference is not None:
-        _checks.rows("reference", reference)
-        _checks.same_columns("reference", reference, "feat", feat)
-        reference_labels = _checks.labels("reference_labels", reference_labels, "reference", reference)
+    reference_labels = reference_of(feat, reference, reference_labels)
     _checks.one_of("metric", metric, METRICS)
     _checks.one_of("precision", precision, PRECISIONS)
     if metric == "cosine":

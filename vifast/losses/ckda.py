@@ -95,8 +95,9 @@ class CKDALoss(nn.Module):
             labels: [b] integers in 0 .. C-1, of both modalities.
             teacher_v, teacher_i: [b, D] features of the old model; constant.
             prototypes_v, prototypes_i: [K, D] of the old data; constant. Expected exactly with the teacher's features.
-            prompts: the student's prompts, any shape.
-            teacher_prompts: the old model's, same shape; constant. Without them the prompt term is 0.
+            prompts: the student's prompts, any shape. The first stage, without a teacher, has nothing to hold them to:
+                they are accepted and the prompt term is 0.
+            teacher_prompts: the old model's, same shape; constant. Expected where both prompts and a teacher are given.
             align_v, align_i: [b, D] student features for the alignment; default ``feat_v``, ``feat_i``.
 
         Returns:
@@ -121,7 +122,7 @@ class CKDALoss(nn.Module):
         base = ce + triplet + self.omega * center
         prompt = intra = inter = torch.zeros_like(triplet)
         if teacher_prompts is not None:
-            prompt = (prompts - teacher_prompts.detach()).abs().mean(dtype=triplet.dtype)
+            prompt = functional.prompt_consistency(prompts, teacher_prompts).to(triplet.dtype)
         if teacher_v is not None:
             visible = (feat_v if align_v is None else align_v, teacher_v)
             infrared = (feat_i if align_i is None else align_i, teacher_i)
@@ -150,6 +151,8 @@ class CKDALoss(nn.Module):
         if teacher_prompts is not None and (prompts is None or prompts.shape != teacher_prompts.shape):
             got = "None" if prompts is None else list(prompts.shape)
             raise ValueError(f"prompts: expected shape {list(teacher_prompts.shape)} as teacher_prompts, got {got}")
+        if prompts is not None and teacher_prompts is None and not missing:
+            raise ValueError("teacher_prompts: expected a tensor beside prompts and a teacher, got None")
 
     def extra_repr(self) -> str:
         return f"preset={self.preset!r}, alpha={self.alpha}, beta={self.beta}, mu={self.mu}, kappa={self.kappa}"
