@@ -33,4 +33,5 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_confidence_weights(m);
   vifast::bind_ranking(m);
   vifast::bind_topk(m);
+  vifast::bind_rerank(m);
 }

@@ -20,5 +20,6 @@ void bind_percentile_mask(pybind11::module_& m);
 void bind_confidence_weights(pybind11::module_& m);
 void bind_ranking(pybind11::module_& m);
 void bind_topk(pybind11::module_& m);
+void bind_rerank(pybind11::module_& m);
 
 }  // namespace vifast

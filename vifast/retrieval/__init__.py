@@ -4,7 +4,18 @@ from vifast.retrieval import protocols
 from vifast.retrieval.gallery import Gallery
 from vifast.retrieval.metrics import evaluate, evaluate_distance
 from vifast.retrieval.ranking import RankMetrics
+from vifast.retrieval.rerank import rerank, rerank_distance
 from vifast.retrieval.search import search
 from vifast.retrieval.trials import evaluate_trials
 
-__all__ = ["Gallery", "RankMetrics", "evaluate", "evaluate_distance", "evaluate_trials", "protocols", "search"]
+__all__ = [
+    "Gallery",
+    "RankMetrics",
+    "evaluate",
+    "evaluate_distance",
+    "evaluate_trials",
+    "protocols",
+    "rerank",
+    "rerank_distance",
+    "search",
+]

@@ -1,0 +1,162 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "../parallel.h"
+#include "../rerank.h"
+
+namespace vifast {
+
+namespace {
+
+constexpr int64_t kGrain = 1 << 14;  // elements below which a second thread does not pay
+constexpr int64_t kSpare = 64;       // candidates held beyond those that are wanted
+
+int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
+
+// Memory of one tile of n x m pairs.
+std::unique_ptr<float[]> buffer(int64_t n, int64_t m) {
+  return std::unique_ptr<float[]>(new float[std::min(n, kTile) * std::min(m, kTile)]);
+}
+
+// One of the two sets, as it is multiplied.
+struct Packed {
+  int64_t first, n;  // rows of the whole
+  PackedRows rows;
+  std::vector<double> norm;
+  std::vector<float> sq;
+
+  Packed(const RerankRows& x, int64_t first, int64_t n, const float* mean, int threads) : first(first), n(n), norm(n), sq(n) {
+    const int64_t d = x.rows.d;
+    rows = PackedRows(x.keyed + first * d, n, d, mean, sq.data(), threads);
+    const float* panels = rows.from(0);
+    parallel_for(panels_of(n), std::max<int64_t>(1, kGrain / (kPanel * d)), threads,
+                 [&](int64_t p0, int64_t p1) { VIFAST_DISPATCH(panel_norms, panels, d, n, p0, p1, norm.data()); });
+    for (int64_t i = 0; i < n; ++i) sq[i] = static_cast<float>(norm[i] * norm[i]);
+  }
+};
+
+std::vector<float> origin_of(const RerankRows& x, int threads) {
+  if (x.how.metric == Metric::cosine) return {};
+  return common_mean(x.keyed, x.n, nullptr, 0, x.rows.d, threads);
+}
+
+const float* data_of(const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); }
+
+template <class T>
+struct Lister {
+  const RerankRows x;
+  const int threads;
+  std::vector<Candidate> slots;
+  std::vector<int64_t> count;
+  std::vector<double> worst;
+  TopkState state;
+
+  Lister(RerankRows x, int64_t k, int threads)
+      : x(x),
+        threads(threads),
+        slots(x.n * (k + kSpare)),
+        count(x.n, 0),
+        worst(x.n, std::numeric_limits<double>::infinity()),
+        state{k, k + kSpare, slots.data(), count.data(), worst.data()} {}
+
+  TopkState from(int64_t row) const {
+    return {state.k, state.room, state.candidate + row * state.room, state.count + row, state.worst + row};
+  }
+  const T* row(int64_t i) const { return static_cast<const T*>(x.rows.data) + i * x.rows.d; }
+
+  // A tile of products with `a` along its rows: into their largest distances, the output, and their candidates.
+  void fold(const float* tile, const Packed& a, int64_t a0, int64_t n, const Packed& b, int64_t b0, int64_t m, bool listed,
+            float* most, float* out, int64_t stride) const {
+    const int64_t grain = std::max<int64_t>(1, kGrain / m), first = a.first + a0;
+    const TopkColumns columns(x.how.metric, {b.norm.data() + b0, nullptr}, b.first + b0, m, nullptr);
+    const TopkTile products{tile, false};
+    const RowNorms norms{a.norm.data() + a0, nullptr};
+    parallel_for(n, grain, threads, [&](int64_t r0, int64_t r1) {
+      VIFAST_DISPATCH(tile_distances, tile, r0, r1, m, x.how, a.sq.data() + a0, b.sq.data() + b0, out, stride, most + first);
+      if (listed) topk_fold(products, columns, x.how.metric, row(first), norms, x.rows, r0, r1, from(first));
+    });
+  }
+
+  // All pairs of two sets, each multiplied once; of a set with itself those of the upper triangle.
+  void sweep(const Packed& a, const Packed& b, bool a_listed, bool b_listed, float* most, float* out) const {
+    const bool own = &a == &b;
+    const auto tile = buffer(a.n, b.n), flipped = buffer(a.n, b.n);
+    each_tile(a.n, b.n, own, [&](Tile t) {
+      const bool diagonal = own && t.row0 == t.col0;
+      products(a.rows, b.rows, t, diagonal, tile.get(), t.cols, threads);
+      if (diagonal) mirror(tile.get(), t.rows, threads);
+      fold(tile.get(), a, t.row0, t.rows, b, t.col0, t.cols, a_listed, most, out ? out + t.row0 * b.n + t.col0 : nullptr, b.n);
+      if (diagonal) return;
+      parallel_for(panels_of(t.cols), 4, threads, [&](int64_t p0, int64_t p1) {
+        VIFAST_DISPATCH(flip_tile, tile.get(), t.rows, t.cols, p0 * kPanel, std::min(p1 * kPanel, t.cols), flipped.get());
+      });
+      fold(flipped.get(), b, t.col0, t.cols, a, t.row0, t.rows, b_listed, most, nullptr, 0);
+    });
+  }
+
+  void finish(int64_t fill, int64_t length, int32_t* lists) {
+    const int64_t k = state.k;
+    std::vector<T> key(x.n * k);
+    std::vector<int64_t> index(x.n * k);
+    parallel_for(x.n, 1, threads, [&](int64_t r0, int64_t r1) {
+      topk_finish<T>(x.how.metric, false, row(0), x.rows, r0, r1, state, key.data(), index.data());
+      for (int64_t i = r0; i < r1; ++i) {
+        for (int64_t j = 0; j < length; ++j)
+          lists[i * length + j] = static_cast<int32_t>(j < k ? index[i * k + j] : fill + j - k);
+      }
+    });
+  }
+};
+
+}  // namespace
+
+template <class T>
+void feature_lists(RerankRows x, bool queries_only, int64_t length, int32_t* lists, float* most, float* dist, int threads) {
+  const int64_t q = x.num_query, g = x.n - q;
+  const std::vector<float> mean = origin_of(x, threads);
+  const Packed queries(x, 0, q, data_of(mean), threads), gallery(x, q, g, data_of(mean), threads);
+  std::fill(most, most + x.n, 0.0f);
+  Lister<T> lister(x, queries_only ? std::min(length, q) : length, threads);
+  lister.sweep(queries, queries, true, true, most, nullptr);
+  lister.sweep(queries, gallery, !queries_only, true, most, dist);
+  if (!queries_only || q < length) lister.sweep(gallery, gallery, !queries_only, !queries_only, most, nullptr);
+  lister.finish(q, length, lists);
+}
+
+void feature_distances(RerankRows x, int64_t q0, int64_t q1, float* dist, int threads) {
+  const int64_t q = x.num_query, g = x.n - q;
+  const std::vector<float> mean = origin_of(x, threads);
+  const Packed queries(x, q0, q1 - q0, data_of(mean), threads), gallery(x, q, g, data_of(mean), threads);
+  const auto tile = buffer(q1 - q0, g);
+  each_tile(q1 - q0, g, false, [&](Tile t) {
+    products(queries.rows, gallery.rows, t, false, tile.get(), t.cols, threads);
+    std::vector<float> most(t.rows, 0.0f);
+    parallel_for(t.rows, std::max<int64_t>(1, kGrain / t.cols), threads, [&](int64_t r0, int64_t r1) {
+      VIFAST_DISPATCH(tile_distances, tile.get(), r0, r1, t.cols, x.how, queries.sq.data() + t.row0, gallery.sq.data() + t.col0,
+                      dist + t.row0 * g + t.col0, g, most.data());
+    });
+  });
+}
+
+void feature_entries(RerankRows x, int64_t r0, int64_t r1, const int64_t* begin, const int32_t* column, float* value) {
+  const int64_t width = x.rows.d * (x.rows.type == RowType::float64 ? 8 : 4);
+  std::vector<Candidate> entries;
+  for (int64_t i = r0; i < r1; ++i) {
+    entries.clear();
+    for (int64_t e = begin[i]; e < begin[i + 1]; ++e) entries.push_back({0, 1, column[e]});
+    const void* own = static_cast<const char*>(x.rows.data) + i * width;
+    VIFAST_DISPATCH(topk_score, x.how.metric, own, x.rows, entries.data(), static_cast<int64_t>(entries.size()), nullptr);
+    for (size_t k = 0; k < entries.size(); ++k) {
+      const double dist = entries[k].lower;
+      value[begin[i] + static_cast<int64_t>(k)] = static_cast<float>(x.how.root ? std::sqrt(dist) : dist);
+    }
+  }
+}
+
+template void feature_lists<float>(RerankRows, bool, int64_t, int32_t*, float*, float*, int);
+template void feature_lists<double>(RerankRows, bool, int64_t, int32_t*, float*, float*, int);
+
+}  // namespace vifast
