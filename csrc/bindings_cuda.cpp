@@ -5,8 +5,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "bind/search_types.h"
 #include "ranking_cuda.h"
-#include "tensor_view.h"
+#include "topk.h"
+#include "topk_cuda.h"
 
 namespace vifast {
 
@@ -34,6 +36,75 @@ void rank_count(py::object keys, py::object query_identity, py::object gallery_i
   if (error != nullptr) throw std::runtime_error(std::string("rank_count: ") + error);
 }
 
+// Tensor cores cut what float32 sums would round.
+constexpr double kTensorCoreGrowth = 4;
+
+// What both kernels need of the state of n queries.
+template <class R, class Q>
+TopkJob topk_job(const TensorView& query, const TensorView& gallery, int64_t k, const TensorView& key, const TensorView& index,
+                 const TensorView& count, const TensorView& settled) {
+  constexpr int32_t kGpu = dlpack::kCUDA;
+  TopkJob job{};
+  job.query = query.data<Q>({-1, -1}, kGpu);
+  job.n = query.size(0), job.d = query.size(1), job.k = k;
+  job.gallery = gallery.data<R>({-1, job.d}, kGpu);
+  job.key = key.data<double>({job.n, -1}, kGpu);
+  job.room = key.size(1);
+  job.index = index.data<int64_t>({job.n, job.room}, kGpu);
+  job.count = count.data<int32_t>({job.n}, kGpu);
+  job.settled = settled.data<int32_t>({job.n}, kGpu);
+  if (k < 1 || job.room < k + kTopkBlock || (job.room & (job.room - 1)) != 0) {
+    throw py::value_error("key: expected a power of two of at least k + " + std::to_string(kTopkBlock) + " candidates");
+  }
+  return job;
+}
+
+template <class R, class Q>
+void topk_fold_gpu(py::object tile, int64_t first, const std::string& metric, py::object query, py::object query_norm, py::object query_lost,
+                   py::object gallery, py::object norm, py::object lost, py::object exclude, int64_t k, py::object key, py::object index,
+                   py::object count, py::object settled, uintptr_t stream) {
+  constexpr int32_t kGpu = dlpack::kCUDA;
+  TensorView t(tile, "tile"), q(query, "query"), qn(query_norm, "query_norm"), ql(query_lost, "query_lost"), g(gallery, "gallery"),
+      nv(norm, "norm"), lv(lost, "lost");
+  TopkJob job = topk_job<R, Q>(q, g, k, TensorView(key, "key"), TensorView(index, "index"), TensorView(count, "count"),
+                               TensorView(settled, "settled"));
+  job.tile = t.data<float>({job.n, -1}, kGpu);
+  job.cols = t.size(1), job.first = first;
+  if (first < 0 || first + job.cols > g.size(0)) throw py::value_error("tile: reaches beyond the gallery");
+  job.error = key_error(metric_of(metric), job.d, kTensorCoreGrowth);
+  job.query_norm = qn.data<double>({job.n}, kGpu);
+  job.query_lost = ql.data<double>({job.n}, kGpu);
+  job.norm = nv.data<double>({job.cols}, kGpu);
+  job.lost = lv.data<double>({job.cols}, kGpu);
+  if (!exclude.is_none()) {
+    job.exclude = reinterpret_cast<const uint8_t*>(TensorView(exclude, "exclude").data<bool>({job.n, job.cols}, kGpu));
+  }
+  const char* error = topk_fold_cuda(job, row_type<R>(), q.device_id(), reinterpret_cast<void*>(stream));
+  if (error != nullptr) throw std::runtime_error(std::string("topk_fold: ") + error);
+}
+
+template <class R, class Q>
+void topk_finish_gpu(const std::string& metric, py::object query, py::object gallery, int64_t k, py::object key, py::object index, py::object count,
+                     py::object settled, uintptr_t stream) {
+  const TensorView q(query, "query");
+  TopkJob job = topk_job<R, Q>(q, TensorView(gallery, "gallery"), k, TensorView(key, "key"), TensorView(index, "index"),
+                               TensorView(count, "count"), TensorView(settled, "settled"));
+  job.error.metric = metric_of(metric);
+  const char* error = topk_finish_cuda(job, row_type<R>(), q.device_id(), reinterpret_cast<void*>(stream));
+  if (error != nullptr) throw std::runtime_error(std::string("topk_finish: ") + error);
+}
+
+template <class R, class Q>
+void define_topk(py::module_& m, const std::string& type) {
+  m.def(("topk_fold_" + type).c_str(), &topk_fold_gpu<R, Q>, py::arg("tile"), py::arg("first"), py::arg("metric"), py::arg("query"),
+        py::arg("query_norm"), py::arg("query_lost"), py::arg("gallery"), py::arg("norm"), py::arg("lost"), py::arg("exclude"),
+        py::arg("k"), py::arg("key"), py::arg("index"), py::arg("count"), py::arg("settled"), py::arg("stream"),
+        "Folds a tile of products into the candidates of every query.");
+  m.def(("topk_finish_" + type).c_str(), &topk_finish_gpu<R, Q>, py::arg("metric"), py::arg("query"), py::arg("gallery"), py::arg("k"),
+        py::arg("key"), py::arg("index"), py::arg("count"), py::arg("settled"), py::arg("stream"),
+        "Scores the candidates in float64 and puts the best k first, in order.");
+}
+
 }  // namespace
 
 }  // namespace vifast
@@ -48,4 +119,9 @@ PYBIND11_MODULE(_CUDA, m) {
   };
   define("rank_count_float32", &vifast::rank_count<float>);
   define("rank_count_float64", &vifast::rank_count<double>);
+  m.attr("TOPK_BLOCK") = vifast::kTopkBlock;
+  vifast::define_topk<float, float>(m, "float32");
+  vifast::define_topk<double, double>(m, "float64");
+  vifast::define_topk<vifast::Float16Bits, float>(m, "float16");
+  vifast::define_topk<vifast::BFloat16Bits, float>(m, "bfloat16");
 }

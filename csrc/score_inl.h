@@ -11,6 +11,11 @@ namespace vifast {
 
 enum class Metric : int { cosine, dot, sqeuclidean };  // the key is 1 - cos, -a.b or ||a - b||^2: smaller is nearer
 
+enum class RowType : int { float32, float64, float16, bfloat16 };
+
+// Norms between which products and their sums stay normal float32 numbers.
+constexpr double kLeastNorm = 1e-30, kMostNorm = 1e18;
+
 constexpr int kScoreLanes = 32;
 
 VIFAST_HD double fused(double a, double b, double sum) {

@@ -4,24 +4,26 @@
 // tie exactly, to the lower index. Where so many rows are nearly equal that the candidates do not fit, they are scored at
 // once and cut to the best k, so memory stays bounded and nothing is ever given up.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
+#include "batch_hard.h"
 #include "isa.h"
 #include "score_inl.h"
 
 namespace vifast {
-
-enum class RowType : int { float32, float64, float16, bfloat16 };
-
-// Norms between which products and their sums stay normal float32 numbers.
-constexpr double kLeastNorm = 1e-30, kMostNorm = 1e18;
 
 struct Rows {  // [n, d], contiguous
   const void* data;
   RowType type;
   int64_t d;
 };
+
+// `growth`: what the products' own arithmetic may add to their error, 1 for sums of float32 in any order.
+inline KeyError key_error(Metric metric, int64_t d, double growth) {
+  return {hard_slack(d) * growth, 4 * std::ldexp(static_cast<double>(d), -126), metric};
+}
 
 struct Candidate {
   double lower, upper;  // bounds of the key; equal once it is exact

@@ -4,8 +4,8 @@
 #include <atomic>
 
 #include "../parallel.h"
-#include "../tensor_view.h"
 #include "bind.h"
+#include "search_types.h"
 
 namespace vifast {
 
@@ -13,28 +13,12 @@ namespace {
 
 constexpr int64_t kWords = sizeof(Candidate) / sizeof(int64_t);
 
-Metric metric_of(const std::string& name) {
-  if (name == "cosine") return Metric::cosine;
-  if (name == "dot") return Metric::dot;
-  if (name == "sqeuclidean") return Metric::sqeuclidean;
-  throw py::value_error("metric: expected cosine, dot or sqeuclidean, got " + name);
-}
-
 TopkState state_of(py::handle slots, py::handle count, py::handle worst, int64_t n, int64_t k) {
   TensorView s(slots, "slots"), c(count, "count"), w(worst, "worst");
   auto* first = reinterpret_cast<Candidate*>(s.data<int64_t>({n, -1, kWords}));
   if (s.size(1) <= k) throw py::value_error("slots: expected room for more than k = " + std::to_string(k) + " candidates");
   return {k, s.size(1), first, c.data<int64_t>({n}), w.data<double>({n})};
 }
-
-template <class T>
-constexpr RowType kRowType = RowType::float32;
-template <>
-constexpr RowType kRowType<double> = RowType::float64;
-template <>
-constexpr RowType kRowType<Float16Bits> = RowType::float16;
-template <>
-constexpr RowType kRowType<BFloat16Bits> = RowType::bfloat16;
 
 void norms_of(py::object rows, py::object norm, int threads) {
   TensorView r(rows, "rows"), n(norm, "norm");
@@ -76,7 +60,7 @@ int64_t fold(py::object tile, int64_t first, const std::string& metric, py::obje
   const TopkTile products{half ? static_cast<const void*>(t.data<BFloat16Bits>({-1, -1})) : t.data<float>({-1, -1}), half};
   const int64_t n = t.size(0), cols = t.size(1);
   const Q* pq = q.data<Q>({n, -1});
-  const Rows rows{g.data<R>({-1, q.size(1)}), kRowType<R>, q.size(1)};
+  const Rows rows{g.data<R>({-1, q.size(1)}), row_type<R>(), q.size(1)};
   const Metric m = metric_of(metric);
   if (first < 0 || first + cols > g.size(0)) throw py::value_error("tile: reaches beyond the gallery");
   const uint8_t* pe =
@@ -100,7 +84,7 @@ void finish(const std::string& metric, bool root, py::object query, py::object g
   TensorView q(query, "query"), g(gallery, "gallery"), dv(dist, "dist"), iv(index, "index");
   const Q* pq = q.data<Q>({-1, -1});
   const int64_t n = q.size(0);
-  const Rows rows{g.data<R>({-1, q.size(1)}), kRowType<R>, q.size(1)};
+  const Rows rows{g.data<R>({-1, q.size(1)}), row_type<R>(), q.size(1)};
   const TopkState state = state_of(slots, count, worst, n, k);
   Q* pd = dv.data<Q>({n, k});
   int64_t* pi = iv.data<int64_t>({n, k});

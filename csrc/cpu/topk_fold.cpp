@@ -4,7 +4,6 @@
 #include <limits>
 #include <vector>
 
-#include "../batch_hard.h"
 #include "../topk.h"
 
 namespace vifast {
@@ -12,11 +11,6 @@ namespace vifast {
 namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
-
-// Half products are of rows whose norms rounding may raise by 2^-8 each.
-KeyError key_error(Metric metric, int64_t d, bool half) {
-  return {hard_slack(d) * (half ? 1 + 0x1p-6 : 1), 4 * std::ldexp(static_cast<double>(d), -126), metric};
-}
 
 bool nearer(const Candidate& a, const Candidate& b) { return a.lower != b.lower ? a.lower < b.lower : a.index < b.index; }
 
@@ -98,7 +92,8 @@ TopkColumns::TopkColumns(Metric metric, RowNorms rows, int64_t first, int64_t co
 
 int64_t topk_fold(TopkTile tile, const TopkColumns& t, Metric metric, const void* query, RowNorms norms, Rows gallery, int64_t q0,
                   int64_t q1, TopkState state) {
-  const KeyError error = key_error(metric, gallery.d, tile.half);
+  // Rounding to bfloat16 may raise either norm by 2^-8.
+  const KeyError error = key_error(metric, gallery.d, tile.half ? 1 + 0x1p-6 : 1);
   const double share = tile.half ? kHalfShare : 0;
   std::vector<float> scratch(gallery.d);
   int64_t scored = 0;

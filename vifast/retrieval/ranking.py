@@ -9,13 +9,9 @@ from torch import Tensor
 
 from vifast import _checks
 from vifast.kernels import _C
+from vifast.kernels._extension import _CUDA
 from vifast.retrieval._arguments import codes_of, encoded, positive
 from vifast.retrieval.exclude import Exclusion
-
-try:
-    from vifast.kernels import _CUDA
-except ImportError:  # built without nvcc: keys on a GPU are counted on the CPU
-    _CUDA = None
 
 CMC = ("plain", "identity")
 
