@@ -194,3 +194,35 @@ def search_faiss(query, gallery, k):
     index = faiss.IndexFlatIP(gallery.shape[1])
     index.add(gallery.numpy())
     return index.search(query.numpy(), k)
+
+
+def rerank_classic(query_gallery, query_query, gallery_gallery, k1=20, k2=6, lam=0.3):
+    """k-reciprocal re-ranking as it is usually written: N x N matrices in NumPy, a loop over rows."""
+    dist = np.vstack([np.hstack([query_query, query_gallery]), np.hstack([query_gallery.T, gallery_gallery])])
+    original = (dist / dist.max(0)).T
+    order = np.argpartition(original, range(1, k1 + 1))
+    v, num_query = np.zeros_like(original), len(query_gallery)
+
+    def reciprocal(i, k):
+        forward = order[i, : k + 1]
+        return forward[(order[forward, : k + 1] == i).any(1)]
+
+    for i in range(len(v)):
+        base = members = reciprocal(i, k1)
+        for candidate in base:
+            own = reciprocal(candidate, round(k1 / 2))
+            if len(np.intersect1d(own, base)) > 2 / 3 * len(own):
+                members = np.append(members, own)
+        members = np.unique(members)
+        weight = np.exp(-original[i, members])
+        v[i, members] = weight / weight.sum()
+    if k2 != 1:
+        v = np.stack([v[order[i, :k2]].mean(0) for i in range(len(v))])
+    holders = [np.flatnonzero(v[:, c]) for c in range(len(v))]
+    jaccard = np.empty((num_query, len(v)), np.float32)
+    for i in range(num_query):
+        shared = np.zeros(len(v), np.float32)
+        for c in np.flatnonzero(v[i]):
+            shared[holders[c]] += np.minimum(v[i, c], v[holders[c], c])
+        jaccard[i] = 1 - shared / (2 - shared)
+    return (jaccard * (1 - lam) + original[:num_query] * lam)[:, num_query:]

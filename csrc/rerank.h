@@ -112,8 +112,10 @@ struct Sets {
   int64_t width;
 };
 
-// The expanded set of every row: its own, and the narrow set of each member that joins. column null: only the count.
-void expanded_sets(Sets wide, Sets narrow, int64_t r0, int64_t r1, const int64_t* begin, int32_t* count, int32_t* column);
+// The expanded set of every row (columns below n): its own, and the narrow set of each member that joins. column null: only
+// the count.
+void expanded_sets(Sets wide, Sets narrow, int64_t n, int64_t r0, int64_t r1, const int64_t* begin, int32_t* count,
+                   int32_t* column);
 
 // value /= sum of its row, the sum in NumPy's pairwise order.
 template <bool half>

@@ -7,6 +7,7 @@ from cases._case import Case
 from vifast import retrieval
 
 IDENTITIES = {301: 96, 3010: 96, 2060: 206, 8680: 351, 20000: 1000}  # of SYSU-MM01, RegDB, LLCM by gallery rows
+RERANKABLE = 10_000  # rows of both sets beyond which the classic re-ranking takes half a minute and gigabytes
 SORTABLE = 12_000_000  # pairs beyond which the sorting evaluator takes minutes
 
 
@@ -69,10 +70,52 @@ def _search(q, g, d, k, device="cpu"):
     return providers
 
 
+def _people(q, g, d, device):
+    """Unit rows, ten of an identity, in any order."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(max(1, (q + g) // 10), d, generator=generator)
+    ids = torch.arange(q + g) % len(centers)
+    rows = centers[ids] + 2 * torch.randn(q + g, d, generator=generator)
+    return torch.nn.functional.normalize(rows)[torch.randperm(q + g, generator=generator)].to(device)
+
+
+def _blocks(dist, q):
+    return [part.contiguous() for part in (dist[:q, q:], dist[:q, :q], dist[q:, q:])]
+
+
+def _rerank(q, g, d, device="cpu"):
+    rows = _people(q, g, d, device)
+    out = torch.empty(q + g, q + g, device=device)
+
+    def numpy_classic():
+        return rivals.rerank_classic(*(x.cpu().numpy() for x in _blocks(2 - 2 * rows @ rows.T, q)))
+
+    providers = {
+        "floor": lambda: torch.mm(rows, rows.T, out=out),
+        "vifast": lambda: retrieval.rerank(rows[:q], rows[q:]),
+        "queries_only": lambda: retrieval.rerank(rows[:q], rows[q:], queries_only=True),
+        "topk": lambda: retrieval.rerank(rows[:q], rows[q:], topk=min(100, g)),
+    }
+    return providers | ({"numpy_classic": numpy_classic} if q + g < RERANKABLE else {})
+
+
+def _rerank_distance(q, g, device="cpu"):
+    rows = _people(q, g, 512, device)
+    parts = _blocks((2 - 2 * rows @ rows.T).clamp(min=0), q)
+    as_numpy = [x.cpu().numpy() for x in parts]
+    return {
+        "floor": lambda: [x.sum() for x in parts],  # the matrices must be read once
+        "vifast": lambda: retrieval.rerank_distance(*parts),
+        "numpy_classic": lambda: rivals.rerank_classic(*as_numpy),
+    }
+
+
 CASES = (
     Case("evaluate", ((3803, 301, 2048), (3803, 3010, 2048), (2060, 2060, 2048), (7166, 8680, 2048)), _evaluate),
     Case(
         "evaluate_distance", ((3803, 301), (3803, 3010), (2060, 2060), (7166, 8680), (10000, 20000)), _evaluate_distance
     ),
     Case("search", ((10000, 100000, 512, 10), (10000, 100000, 512, 100), (100, 1000000, 256, 10)), _search, gpu=False),
+    Case("rerank", ((3803, 301, 2048), (3803, 3010, 2048), (7166, 8680, 2048)), _rerank),
+    Case("rerank_distance", ((2000, 2000), (4000, 4000)), _rerank_distance),
 )

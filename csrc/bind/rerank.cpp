@@ -215,7 +215,7 @@ void expand(py::object wide, py::object wide_count, py::object narrow, py::objec
     }
   }
   py::gil_scoped_release release;
-  parallel_for(rows, kRowGrain, threads, [&](int64_t r0, int64_t r1) { expanded_sets(a, b, r0, r1, pb, po, pc); });
+  parallel_for(rows, kRowGrain, threads, [&](int64_t r0, int64_t r1) { expanded_sets(a, b, n, r0, r1, pb, po, pc); });
 }
 
 void normalise(py::object begin, py::object value, bool half, int threads) {

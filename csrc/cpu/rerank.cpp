@@ -29,30 +29,42 @@ float pairwise_sum(const float* x, int64_t n) {
   return sum;
 }
 
-// Sums over columns of which few are touched; the memory of all is cleared by clearing those.
-class Accumulator {
+// Distinct columns out of n, few of them at a time: only those are cleared.
+class Marks {
  public:
-  explicit Accumulator(int64_t n) : sum_(n, 0.0f), known_(n, 0) {}
+  explicit Marks(int64_t n) : known_(n, 0) {}
+  void add(int32_t c) {
+    if (known_[c]) return;
+    known_[c] = 1;
+    list_.push_back(c);
+  }
+  std::vector<int32_t>& list() { return list_; }
+  void clear() {
+    for (int32_t c : list_) known_[c] = 0;
+    list_.clear();
+  }
+
+ private:
+  std::vector<uint8_t> known_;
+  std::vector<int32_t> list_;
+};
+
+class Accumulator {  // sums over such columns
+ public:
+  explicit Accumulator(int64_t n) : sum_(n, 0.0f), marks_(n) {}
   float& at(int32_t c) {
-    if (!known_[c]) {
-      known_[c] = 1;
-      touched_.push_back(c);
-    }
+    marks_.add(c);
     return sum_[c];
   }
-  std::vector<int32_t>& touched() { return touched_; }
+  std::vector<int32_t>& touched() { return marks_.list(); }
   void clear() {
-    for (int32_t c : touched_) {
-      sum_[c] = 0;
-      known_[c] = 0;
-    }
-    touched_.clear();
+    for (int32_t c : marks_.list()) sum_[c] = 0;
+    marks_.clear();
   }
 
  private:
   std::vector<float> sum_;
-  std::vector<uint8_t> known_;
-  std::vector<int32_t> touched_;
+  Marks marks_;
 };
 
 // Calls add(sum, a, b) for every column that row q shares with a gallery row, columns rising.
@@ -74,23 +86,26 @@ void reciprocal_sets(Lists lists, int64_t width, int64_t r0, int64_t r1, int32_t
   for (int64_t i = r0; i < r1; ++i) count[i] = reciprocal_of(lists.index, lists.length, width, i, set + i * width);
 }
 
-void expanded_sets(Sets wide, Sets narrow, int64_t r0, int64_t r1, const int64_t* begin, int32_t* count, int32_t* column) {
-  std::vector<int32_t> all;
+void expanded_sets(Sets wide, Sets narrow, int64_t n, int64_t r0, int64_t r1, const int64_t* begin, int32_t* count,
+                   int32_t* column) {
+  Marks members(n);
   for (int64_t i = r0; i < r1; ++i) {
     const int32_t* base = wide.member + i * wide.width;
-    all.assign(base, base + wide.count[i]);
     for (int32_t k = 0; k < wide.count[i]; ++k) {
+      members.add(base[k]);
       const int32_t* set = narrow.member + base[k] * narrow.width;
-      const int32_t n = narrow.count[base[k]];
-      if (joins(set, n, base, wide.count[i])) all.insert(all.end(), set, set + n);
+      const int32_t size = narrow.count[base[k]];
+      if (!joins(set, size, base, wide.count[i])) continue;
+      for (int32_t m = 0; m < size; ++m) members.add(set[m]);
     }
-    std::sort(all.begin(), all.end());
-    all.erase(std::unique(all.begin(), all.end()), all.end());
+    std::vector<int32_t>& all = members.list();
     if (column) {
+      std::sort(all.begin(), all.end());
       std::copy(all.begin(), all.end(), column + begin[i]);
     } else {
       count[i] = static_cast<int32_t>(all.size());
     }
+    members.clear();
   }
 }
 
