@@ -64,8 +64,12 @@ _ROWS = (_floats(8, WIDTH), _floats(8, WIDTH), _floats(WIDTH), _floats(WIDTH))
 LAUNCHES = {
     "class_centers": [(*_SELF[:2], 100), (*_HALF[:2], 100)],
     "row_centers": [_SELF[:2]],
-    "center_hinge": [(_SELF[0], _SELF[0], _SELF[1], _SELF[1], 0.0)],
-    "center_hinge_backward": [(_floats(1).view(()), _SELF[0], _SELF[0], _SELF[1], _SELF[1], 0.0)],
+    "center_hinge": [
+        (*2 * (x,), *2 * (_indices(len(x)),), 0.0) for x in (_SELF[0], _FEATURES[0], _OTHER[0].bfloat16())
+    ],
+    "center_hinge_backward": [
+        (_floats(), *2 * (x,), *2 * (_indices(len(x)),), 0.0) for x in (_SELF[0], _FEATURES[0], _OTHER[0].bfloat16())
+    ],
     "graph_alignment": [
         (_SELF[0], _OTHER_WIDTH, None, 1e-6, False, True, "exact"),
         (_HALF[0], _HALF[0], -5.0, 0.0, True, False, "fast"),

@@ -115,8 +115,10 @@ def test_op():
     check_op(center_hinge, make_args, length=9, outputs=1)
 
 
-@pytest.mark.parametrize(("n", "d"), [(0, 3), (1, 5), (2, 1), (37, 70), (120, 300)])
+@pytest.mark.parametrize(("n", "d"), [(0, 3), (1, 5), (2, 1), (37, 70), (12, 2100), (120, 300), (520, 6)])
 def test_values_on_every_back_end(backend, n, d):
+    if backend.name == "triton" and n * d > 37 * 700:
+        pytest.skip("slow in the interpreter")
     raw, purified, labels, modality = batch(n, d, backend.device)
     args = raw.requires_grad_(), purified.requires_grad_(), labels, modality, 0.25
     check_values(center_hinge, args, length=max(n, d), outputs=1)
