@@ -10,7 +10,8 @@ Shapes    student, teacher [N, D], one dtype; scale [N, 1] or [N, T], or None: f
 Gradient  g = sum_T w_T T (q_T - p_T); slope = [g - z (g.z) (std + eps) / ((D - ddof) std)] / (std + eps). To the
           student only; the forward writes it while the row is at hand, the backward multiplies it by its own grad.
 Edges     a constant row has z = 0; D <= ddof, D = 0: 0. A non-finite entry: a non-finite loss of its row only.
-Memory    loss and slope. On a GPU rows wider than WIDEST go through the definition.
+Memory    loss and slope. On a GPU a program keeps a row of up to WIDEST columns in registers; a wider one it reads
+          again, from cache, for each of its sums.
 Floor     12 bytes an element: both rows read, slope written.
 Source    spec dakd 5.1; logit standardisation of Sun et al. 2024.
 """
@@ -25,6 +26,7 @@ from vifast.kernels._registry import Op, check
 from vifast.kernels._softmax import expm1_rest, gpu_pair, total
 
 WIDEST = 2048  # columns of a row that a program keeps in registers; 4096 spill
+CHUNK = 1024  # columns of a wider row that it holds at once
 
 
 def _standardize(x: Tensor, ddof: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -97,6 +99,36 @@ def _tempered(z, u, temperature, power):
 
 
 @triton.jit
+def _at(values, i, default):
+    """Number i of a tuple that is known when compiling, for an i that is not."""
+    out = default
+    for t in tl.static_range(len(values)):
+        out = tl.where(i == t, values[t], out)
+    return out
+
+
+@triton.jit
+def _temper(z_s, z_t, u_s, u_t, d, inside, temperature, power):
+    """p and q before they are normalised, p (e^y - 1 - y) and q - p, with y = d / T."""
+    p = tl.where(inside, _tempered(z_t, u_t, temperature, power), 0.0)
+    q = tl.where(inside, _tempered(z_s, u_s, temperature, power), 0.0)
+    y = d / temperature
+    near = tl.abs(y) < 1.0
+    rest = tl.where(near, p * expm1_rest(y), q - p - p * y)
+    return p, q, rest, tl.where(near, p * y + rest, q - p), p * y
+
+
+@triton.jit
+def _divergence(s_t, s_q, s_y, s_rest):
+    """KL and the ratio of the partition sums, of sums over a row."""
+    mean, part = s_y / s_t, (s_y + s_rest) / s_t
+    close = part > -0.5  # otherwise the sums that carry close rows cancel
+    ratio = tl.where(close, 1.0 + part, s_q / s_t)
+    kl = tl.log(ratio) - mean
+    return tl.where(kl < 0.0, 0.0, kl), ratio
+
+
+@triton.jit
 def _row_kernel(
     student_ptr, teacher_ptr, scale_ptr, loss_ptr, slope_ptr, n_cols, scale_cols, ddof, eps,
     TEMPERATURES: tl.constexpr, WEIGHTS: tl.constexpr, POWERS: tl.constexpr, STANDARDIZE: tl.constexpr,
@@ -116,26 +148,14 @@ def _row_kernel(
     g = tl.zeros((BLOCK,), tl.float32)
     loss = mean_s * 0.0
     for i in range(len(TEMPERATURES)):  # unrolled, all temperatures were in registers at once and spilled
-        temperature, weight, power = 1.0, 0.0, 0
-        for t in tl.static_range(len(TEMPERATURES)):
-            temperature = tl.where(i == t, TEMPERATURES[t], temperature)
-            weight = tl.where(i == t, WEIGHTS[t], weight)
-            power = tl.where(i == t, POWERS[t], power)
-        p = tl.where(inside, _tempered(z_t, u_t, temperature, power), 0.0)
-        q = tl.where(inside, _tempered(z_s, u_s, temperature, power), 0.0)
-        y = d / temperature
-        near = tl.abs(y) < 1.0
-        rest = tl.where(near, p * expm1_rest(y), q - p - p * y)
-        change = tl.where(near, p * y + rest, q - p)
-        s_t, s_y = total(p), total(p * y)
-        mean, part = s_y / s_t, (s_y + total(rest)) / s_t
-        close = part > -0.5  # otherwise the sums that carry close rows cancel
-        ratio = tl.where(close, 1.0 + part, total(q) / s_t)
-        kl = tl.log(ratio) - mean
-        factor = mean * 0.0 + weight * temperature
+        temperature, weight, power = _at(TEMPERATURES, i, 1.0), _at(WEIGHTS, i, 0.0), _at(POWERS, i, 0)
+        p, q, rest, change, p_y = _temper(z_s, z_t, u_s, u_t, d, inside, temperature, power)
+        s_t = total(p)
+        kl, ratio = _divergence(s_t, total(q), total(p_y), total(rest))
+        factor = mean_s * 0.0 + weight * temperature
         if SCALED:
             factor *= tl.load(scale_ptr + row * scale_cols + tl.minimum(i, scale_cols - 1))
-        loss += factor * temperature * tl.where(kl < 0.0, 0.0, kl)
+        loss += factor * temperature * kl
         if SLOPE:
             g += (factor / (ratio * s_t)).to(tl.float32) * (change - (ratio - 1.0).to(tl.float32) * p)
     tl.store(loss_ptr + row, loss.to(tl.float32))
@@ -145,6 +165,113 @@ def _row_kernel(
             along = tl.where(deviation == 0.0, 0.0, along)
             g = (g - (z_s - (mean_s * by_s).to(tl.float32)) * along.to(tl.float32)) * by_s.to(tl.float32)
         tl.store(slope_ptr + row * n_cols + j, g, mask=inside)
+
+
+@triton.jit
+def _moments(x_ptr, n_cols, ddof, eps, STANDARDIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Of a row: its maximum, the factor that standardises it, the mean and the deviation of it less the maximum."""
+    j = tl.arange(0, BLOCK)
+    top = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for start in range(0, n_cols, BLOCK):
+        x = tl.load(x_ptr + start + j, mask=start + j < n_cols, other=float("-inf")).to(tl.float32)
+        top = tl.where(x > top, x, top)
+    highest = tl.max(top).to(tl.float64)
+    mean = highest * 0.0
+    square = highest * 0.0
+    by = highest * 0.0 + 1.0
+    if STANDARDIZE:
+        for start in range(0, n_cols, BLOCK):
+            x = tl.load(x_ptr + start + j, mask=start + j < n_cols, other=0.0).to(tl.float32).to(tl.float64) - highest
+            mean += tl.sum(tl.where(start + j < n_cols, x, 0.0))
+        mean = mean / n_cols
+        for start in range(0, n_cols, BLOCK):
+            x = tl.load(x_ptr + start + j, mask=start + j < n_cols, other=0.0).to(tl.float32).to(tl.float64) - highest
+            square += tl.sum(tl.where(start + j < n_cols, (x - mean) * (x - mean), 0.0))
+    deviation = tl.sqrt(square / tl.maximum(n_cols - ddof, 1))
+    if STANDARDIZE:
+        by = 1.0 / (deviation + eps)
+        by = tl.where(by > 1e30, 1e30, by)
+    return highest, by, mean, deviation
+
+
+@triton.jit
+def _chunk(student_ptr, teacher_ptr, j, n_cols, top_s, by_s, top_t, by_t):
+    """z of both less its maximum, and their difference, of columns j."""
+    inside = j < n_cols
+    x_s = tl.load(student_ptr + j, mask=inside, other=0.0).to(tl.float32).to(tl.float64) - top_s
+    x_t = tl.load(teacher_ptr + j, mask=inside, other=0.0).to(tl.float32).to(tl.float64) - top_t
+    z_s, z_t = tl.where(inside, x_s * by_s, 0.0), tl.where(inside, x_t * by_t, 0.0)
+    return inside, z_s.to(tl.float32), z_t.to(tl.float32), (z_s - z_t).to(tl.float32)
+
+
+@triton.jit
+def _slope_chunk(
+    student_ptr, teacher_ptr, j, n_cols, top_s, by_s, top_t, by_t, share, excess,
+    TEMPERATURES: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """z of the student, and the gradient in it, of columns j."""
+    inside, z_s, z_t, d = _chunk(student_ptr, teacher_ptr, j, n_cols, top_s, by_s, top_t, by_t)
+    g = tl.zeros(z_s.shape, tl.float32)
+    slot = tl.arange(0, BLOCK_T)
+    for i in range(len(TEMPERATURES)):
+        p, _q, _rest, change, _p_y = _temper(z_s, z_t, z_s, z_t, d, inside, _at(TEMPERATURES, i, 1.0), 0)
+        own_share = tl.sum(tl.where(slot == i, share, 0.0))
+        g += own_share * (change - tl.sum(tl.where(slot == i, excess, 0.0)) * p)
+    return inside, z_s, g
+
+
+@triton.jit
+def _wide_kernel(
+    student_ptr, teacher_ptr, scale_ptr, loss_ptr, slope_ptr, n_cols, scale_cols, ddof, eps,
+    TEMPERATURES: tl.constexpr, WEIGHTS: tl.constexpr, STANDARDIZE: tl.constexpr, SCALED: tl.constexpr,
+    SLOPE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """One row a program, in chunks; what a temperature needs of the whole row is kept in BLOCK_T slots."""
+    row = tl.program_id(0).to(tl.int64)
+    student_ptr += row * n_cols
+    teacher_ptr += row * n_cols
+    top_s, by_s, mean_s, deviation = _moments(student_ptr, n_cols, ddof, eps, STANDARDIZE, BLOCK)
+    top_t, by_t, _mean_t, _deviation_t = _moments(teacher_ptr, n_cols, ddof, eps, STANDARDIZE, BLOCK)
+    slot = tl.arange(0, BLOCK_T)
+    share = tl.zeros((BLOCK_T,), tl.float32)
+    excess = tl.zeros((BLOCK_T,), tl.float32)
+    loss = mean_s * 0.0
+    for i in range(len(TEMPERATURES)):
+        temperature = _at(TEMPERATURES, i, 1.0)
+        s_t, s_q, s_y, s_rest = loss * 0.0, loss * 0.0, loss * 0.0, loss * 0.0
+        for start in range(0, n_cols, BLOCK):
+            j = start + tl.arange(0, BLOCK)
+            inside, z_s, z_t, d = _chunk(student_ptr, teacher_ptr, j, n_cols, top_s, by_s, top_t, by_t)
+            p, q, rest, _change, p_y = _temper(z_s, z_t, z_s, z_t, d, inside, temperature, 0)
+            s_t += total(p)
+            s_q += total(q)
+            s_y += total(p_y)
+            s_rest += total(rest)
+        kl, ratio = _divergence(s_t, s_q, s_y, s_rest)
+        factor = mean_s * 0.0 + _at(WEIGHTS, i, 0.0) * temperature
+        if SCALED:
+            factor *= tl.load(scale_ptr + row * scale_cols + tl.minimum(i, scale_cols - 1))
+        loss += factor * temperature * kl
+        share = tl.where(slot == i, (factor / (ratio * s_t)).to(tl.float32), share)
+        excess = tl.where(slot == i, (ratio - 1.0).to(tl.float32), excess)
+    tl.store(loss_ptr + row, loss.to(tl.float32))
+    if SLOPE:
+        pair = (student_ptr, teacher_ptr)
+        moments = (n_cols, top_s, by_s, top_t, by_t, share, excess)
+        along = mean_s * 0.0
+        if STANDARDIZE:
+            for start in range(0, n_cols, BLOCK):
+                j = start + tl.arange(0, BLOCK)
+                inside, z_s, g = _slope_chunk(*pair, j, *moments, TEMPERATURES, BLOCK_T)
+                along += total(g * z_s)
+            along = along / (tl.maximum(n_cols - ddof, 1) * tl.where(deviation > 0.0, deviation, 1.0) * by_s)
+            along = tl.where(deviation == 0.0, 0.0, along)
+        for start in range(0, n_cols, BLOCK):
+            j = start + tl.arange(0, BLOCK)
+            inside, z_s, g = _slope_chunk(*pair, j, *moments, TEMPERATURES, BLOCK_T)
+            if STANDARDIZE:
+                g = (g - (z_s - (mean_s * by_s).to(tl.float32)) * along.to(tl.float32)) * by_s.to(tl.float32)
+            tl.store(slope_ptr + row * n_cols + j, g, mask=inside)
 
 
 standardized_kl = Op("standardized_kl", standardized_kl_ref)
@@ -178,19 +305,23 @@ def _cpu(student, teacher, scale, temperatures, weights, standardize, ddof, eps,
 def _triton(student, teacher, scale, temperatures, weights, standardize, ddof, eps, with_slope):
     args = (student, teacher, scale, temperatures, weights, standardize, ddof, eps, with_slope)
     n, n_cols = student.shape
-    if n * n_cols == 0 or n_cols > WIDEST:
+    if n * n_cols == 0:
         return standardized_kl_ref(*args)
     out = _alloc(*args)
-    x, y = gpu_pair(student, teacher)
     scale = None if scale is None else scale.contiguous()
-    block = max(64, triton.next_power_of_2(n_cols))
-    with torch.cuda.device_of(x):
-        _row_kernel[(n,)](
-            x, y, scale, *out, n_cols, 0 if scale is None else scale.size(1), ddof, eps,
-            TEMPERATURES=tuple(temperatures), WEIGHTS=tuple(weights),
-            POWERS=tuple(int(12 / t) if t in (2, 3, 4, 6) else 0 for t in temperatures), STANDARDIZE=standardize,
-            SCALED=scale is not None, SLOPE=with_slope, BLOCK=block, num_warps=max(1, block // 128),
-        )  # fmt: skip
+    rows = *gpu_pair(student, teacher), scale, *out, n_cols, 0 if scale is None else scale.size(1), ddof, eps
+    options = {"TEMPERATURES": tuple(temperatures), "WEIGHTS": tuple(weights), "STANDARDIZE": standardize}
+    options |= {"SCALED": scale is not None, "SLOPE": with_slope}
+    with torch.cuda.device_of(student):
+        if n_cols > WIDEST:
+            slots = triton.next_power_of_2(len(temperatures))
+            # Left to itself Triton 3.6's ptxas stops at 64 registers and spills two.
+            launch = {"BLOCK": CHUNK, "num_warps": CHUNK // 128, "maxnreg": 128}
+            _wide_kernel[(n,)](*rows, **options, BLOCK_T=slots, **launch)
+        else:
+            block = max(64, triton.next_power_of_2(n_cols))
+            powers = tuple(int(12 / t) if t in (2, 3, 4, 6) else 0 for t in temperatures)
+            _row_kernel[(n,)](*rows, **options, POWERS=powers, BLOCK=block, num_warps=max(1, block // 128))
     return out
 
 

@@ -131,6 +131,8 @@ LAUNCHES = {
         (*_FEATURES, _floats(SMALL, 5), *_DAKD, True, 1, 1e-7, True),
         (*_LOGITS, _floats(120, 1), *_DAKD, True, 1, 1e-7, True),
         (*_HALF_LOGITS, None, *_temperatures(4.0), False, 1, 1e-7, False),
+        (*2 * (_floats(SMALL, 5000),), _floats(SMALL, 5), *_DAKD, True, 1, 1e-7, True),
+        (*2 * (_floats(SMALL, 5000).bfloat16(),), None, *_temperatures(4.0), False, 1, 1e-7, True),
     ],
     "percentile_mask": [(_floats(SMALL), 50.0, True), (_floats(LARGE), 50.0, False)],
     "class_logits": [(*2 * (_OTHER_WIDTH,), *2 * (_floats(100, 70),), 32, 0.05)],

@@ -84,6 +84,32 @@ def test_options_on_every_back_end(backend, options):
     check_values(standardized_kl, args, length=70, outputs=1)
 
 
+WIDE = 2500  # more columns than a program of a GPU keeps in registers
+
+
+@pytest.mark.parametrize("options", [(False, 1, 1e-7, True), (True, 0, 1e-7, True), (True, 1, 1e-7, False)])
+@pytest.mark.parametrize("columns", [None, 1, 5])
+def test_options_of_wide_rows(backend, options, columns):
+    student, teacher = pair(3, WIDE, device=backend.device)
+    scale = None if columns is None else torch.rand(3, columns).to(backend.device)
+    student = student.detach().requires_grad_(options[3])
+    check_values(standardized_kl, op_args(student, teacher, scale=scale, options=options), length=WIDE, outputs=1)
+
+
+def test_edges_of_wide_rows(backend):
+    student, teacher = pair(4, WIDE, near=1e-3, device=backend.device)
+    with torch.no_grad():
+        student[1], student[2, 2400] = 0.1, torch.nan
+    rows = F.standardized_kl(student, teacher, TEMPERATURES, reduction="none")
+    exact = student.detach().cpu().double(), teacher.cpu().double()
+    oracle = F.standardized_kl(*exact, TEMPERATURES, reduction="none")
+    assert rows.isnan().tolist() == [False, False, True, False]
+    assert_close(rows.detach().cpu().double(), oracle, rtol=1e-5, atol=0, equal_nan=True)
+    (grad,) = torch.autograd.grad(rows.sum(), student)
+    assert grad[[0, 1, 3]].isfinite().all()
+    assert grad[[0, 3]].any(1).all()
+
+
 @pytest.mark.parametrize("near", [1e-2, 1e-4])
 @pytest.mark.parametrize("make", [pair, peaked])
 def test_agreeing_rows_keep_their_digits(backend, near, make):
