@@ -126,13 +126,34 @@ def _fold_kernel(
     tl.store(stats_ptr + 5 * side + out, t_v, mask=row < n)
 
 
-def _merge(stats):
-    """(largest logit, 1 / sum, mean difference) of one softmax over its splits [3, S, N]."""
-    m, z, t = stats
-    top = m.amax(0)
-    weight = (m - top).exp()
-    inv = 1 / (z * weight).sum(0)
-    return top, inv, (t * weight).sum(0) * inv
+@triton.jit
+def _merged(stats_ptr, row, n, n_splits, BLOCK: tl.constexpr):
+    """(largest logit, 1 / sum, mean difference) of one softmax over its splits [3, n_splits, n]."""
+    side = tl.cast(n_splits, tl.int64) * n
+    top = tl.full((BLOCK,), float("-inf"), tl.float64)
+    for split in range(n_splits):
+        m = tl.load(stats_ptr + tl.cast(split, tl.int64) * n + row, mask=row < n, other=0.0)
+        top = tl.where(m > top, m, top)
+    z = tl.zeros((BLOCK,), tl.float64)
+    t = tl.zeros((BLOCK,), tl.float64)
+    for split in range(n_splits):
+        at = stats_ptr + tl.cast(split, tl.int64) * n + row
+        weight = tl.exp(tl.load(at, mask=row < n, other=0.0) - top)
+        z += weight * tl.load(at + side, mask=row < n, other=1.0)
+        t += weight * tl.load(at + 2 * side, mask=row < n, other=0.0)
+    return top, 1.0 / z, t / z
+
+
+@triton.jit
+def _finish_kernel(stats_ptr, saved_ptr, loss_ptr, n, n_splits, SYMMETRIC: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    top_a, inv_a, mean_a = _merged(stats_ptr, row, n, n_splits, BLOCK)
+    top_b, inv_b, mean_b = _merged(stats_ptr + 3 * tl.cast(n_splits, tl.int64) * n, row, n, n_splits, BLOCK)
+    saved = (top_a, inv_a, mean_a, top_b, inv_b, mean_b)
+    for k in tl.static_range(6):
+        tl.store(saved_ptr + k * tl.cast(n, tl.int64) + row, saved[k], mask=row < n)
+    loss = mean_b - mean_a if SYMMETRIC else mean_b - (top_b - top_a + tl.log(inv_a / inv_b))
+    tl.store(loss_ptr + row, loss.to(tl.float32), mask=row < n)
 
 
 graph_alignment = Op("graph_alignment", graph_alignment_ref)
@@ -164,9 +185,8 @@ def _triton(a, b, scale, floor, diagonal, symmetric, precision):
         return graph_alignment_ref(a, b, scale, floor, diagonal, symmetric, precision)
     x, y = gpu_rows(a), gpu_rows(b)
     rows = triton.cdiv(n, _LAUNCH["BLOCK_M"])
-    splits = min(
-        triton.cdiv(n, _LAUNCH["BLOCK_N"]), max(1, 256 // rows)
-    )  # about two programs per multiprocessor however few the rows
+    # About two programs per multiprocessor however few the rows.
+    splits = min(triton.cdiv(n, _LAUNCH["BLOCK_N"]), max(1, 256 // rows))
     stats = x.new_empty(6, splits, n, dtype=torch.float64)
     with torch.cuda.device_of(x):
         _fold_kernel[(rows, splits)](
@@ -174,11 +194,9 @@ def _triton(a, b, scale, floor, diagonal, symmetric, precision):
             y.size(1), splits, ROOT=scale is None, DIAGONAL=diagonal, CLOSE=CLOSE_PAIR,
             PRECISION=input_precision(precision), **_LAUNCH,
         )  # fmt: skip
-    saved = torch.stack((*_merge(stats[:3]), *_merge(stats[3:])))
-    top_a, inv_a, mean_a, top_b, inv_b, mean_b = saved
-    loss = mean_b - (mean_a if symmetric else top_b - top_a + (inv_a / inv_b).log())
-    _, _, *unused = alloc(a, b, scale, floor, diagonal, symmetric, precision)
-    return loss.float(), saved, *unused
+        loss, saved, *unused = alloc(a, b, scale, floor, diagonal, symmetric, precision)
+        _finish_kernel[(triton.cdiv(n, 32),)](stats, saved, loss, n, splits, SYMMETRIC=symmetric, BLOCK=32, num_warps=1)
+    return loss, saved, *unused
 
 
 # 16 rows a warp as in _tile.py; 16 columns, because two tiles of float64 logits spill registers at 32. The limit is all

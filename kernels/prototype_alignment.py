@@ -20,7 +20,9 @@ from torch import Tensor
 
 from vifast.kernels import _C
 from vifast.kernels._cpu import float_rows, product
+from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
+from vifast.kernels._softmax import gpu_pair, row_launch
 from vifast.kernels.graph_alignment import (
     alloc,
     graph_alignment,
@@ -52,6 +54,98 @@ def prototype_alignment_ref(
     w_student = _unit(_relation(student.to(acc), prototypes.detach().to(acc), tau))
     loss, *state = graph_alignment_ref(w_student, w_teacher, *_graph_options(kappa))
     return loss, w_student.detach().clone(), w_teacher, *state
+
+
+@triton.jit
+def _norm(x_ptr, row, n_cols, LEAST: tl.constexpr, BLOCK: tl.constexpr):
+    square = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, n_cols, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + row * n_cols + j, mask=j < n_cols, other=0.0).to(tl.float32)
+        square += x * x
+    norm = tl.sqrt(tl.sum(square))
+    return tl.where(norm < LEAST, LEAST, norm)
+
+
+@triton.jit
+def _relation_kernel(
+    student_ptr, teacher_ptr, lengths_ptr, w_student_ptr, w_teacher_ptr, n, n_cols, n_prototypes, tau,
+    LEAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row of products with the prototypes becomes W, in place: a unit row needs no sum of its exponentials."""
+    row = tl.program_id(0).to(tl.int64)
+    of_student = row < n
+    row = tl.where(of_student, row, row - n)
+    x_ptr = student_ptr if of_student else teacher_ptr
+    w_ptr = (w_student_ptr if of_student else w_teacher_ptr) + row * n_prototypes
+    inverse = 1.0 / (_norm(x_ptr, row, n_cols, LEAST, BLOCK) * tau)
+    top = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for start in range(0, n_prototypes, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        u = _per_length(w_ptr, lengths_ptr, j, n_prototypes, LEAST)
+        top = tl.where(u > top, u, top)
+    highest = tl.max(top)
+    square = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, n_prototypes, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        u = _per_length(w_ptr, lengths_ptr, j, n_prototypes, LEAST)
+        e = tl.where(j < n_prototypes, tl.exp((u - highest) * inverse), 0.0)
+        square += e * e
+    scale = 1.0 / tl.sqrt(tl.sum(square))
+    for start in range(0, n_prototypes, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        u = _per_length(w_ptr, lengths_ptr, j, n_prototypes, LEAST)
+        tl.store(w_ptr + j, tl.exp((u - highest) * inverse) * scale, mask=j < n_prototypes)
+
+
+@triton.jit
+def _per_length(w_ptr, lengths_ptr, j, n_prototypes, LEAST: tl.constexpr):
+    dot = tl.load(w_ptr + j, mask=j < n_prototypes, other=float("-inf"))
+    return dot / _length(lengths_ptr, j, n_prototypes, LEAST)
+
+
+@triton.jit
+def _length(lengths_ptr, j, n_prototypes, LEAST: tl.constexpr):
+    length = tl.load(lengths_ptr + j, mask=j < n_prototypes, other=1.0)
+    return tl.where(length < LEAST, LEAST, length)
+
+
+@triton.jit
+def _logit_gradient_kernel(
+    dw_ptr, w_ptr, lengths_ptr, out_ptr, n_prototypes, tau, LEAST: tl.constexpr, BLOCK: tl.constexpr
+):
+    """dZ of one row over |p| tau: what is multiplied with the prototypes as they are."""
+    at = tl.program_id(0).to(tl.int64) * n_prototypes
+    along = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, n_prototypes, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        w = tl.load(w_ptr + at + j, mask=j < n_prototypes, other=0.0)
+        along += w * tl.load(dw_ptr + at + j, mask=j < n_prototypes, other=0.0)
+    share = tl.sum(along)
+    for start in range(0, n_prototypes, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        w = tl.load(w_ptr + at + j, mask=j < n_prototypes, other=0.0)
+        dw = tl.load(dw_ptr + at + j, mask=j < n_prototypes, other=0.0)
+        dz = w * (dw - share * w) / (_length(lengths_ptr, j, n_prototypes, LEAST) * tau)
+        tl.store(out_ptr + at + j, dz, mask=j < n_prototypes)
+
+
+@triton.jit
+def _row_gradient_kernel(du_ptr, x_ptr, out_ptr, n_cols, LEAST: tl.constexpr, BLOCK: tl.constexpr):
+    """(dU - <dU, U> U) / |F| of one row, U = F / |F|."""
+    row = tl.program_id(0).to(tl.int64)
+    inverse = 1.0 / _norm(x_ptr, row, n_cols, LEAST, BLOCK)
+    along = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, n_cols, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + row * n_cols + j, mask=j < n_cols, other=0.0).to(tl.float32)
+        along += x * inverse * tl.load(du_ptr + row * n_cols + j, mask=j < n_cols, other=0.0)
+    share = tl.sum(along) * inverse
+    for start in range(0, n_cols, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + row * n_cols + j, mask=j < n_cols, other=0.0).to(tl.float32)
+        du = tl.load(du_ptr + row * n_cols + j, mask=j < n_cols, other=0.0)
+        tl.store(out_ptr + row * n_cols + j, (du - share * x) * inverse, mask=j < n_cols)
 
 
 prototype_alignment = Op("prototype_alignment", prototype_alignment_ref)
@@ -87,8 +181,19 @@ def _cpu(student, teacher, prototypes, tau, kappa):
 
 
 @prototype_alignment.register_kernel("cuda")
-def _cuda(student, teacher, prototypes, tau, kappa):
-    relations = tuple(_unit(_relation(x.float(), prototypes.float(), tau)) for x in (student, teacher))
+def _triton(student, teacher, prototypes, tau, kappa):
+    relations = _alloc_relations(student, prototypes)
+    n, k = relations[0].shape
+    if n * k * student.size(1) == 0:
+        return prototype_alignment_ref(student, teacher, prototypes, tau, kappa)
+    rows, table = gpu_pair(student, teacher), prototypes.detach().float().contiguous()
+    with torch.cuda.device_of(student):
+        for x, w in zip(rows, relations, strict=True):
+            torch.mm(x.float(), table.T, out=w)  # with ``out`` autocast leaves the product as it is
+        launch = row_launch(max(k, student.size(1)))
+        _relation_kernel[(2 * n,)](
+            *rows, table.norm(dim=1), *relations, n, student.size(1), k, tau, LEAST=LEAST_NORM, **launch
+        )
     loss, *state = graph_alignment.run(*relations, *_graph_options(kappa))
     return loss, *relations, *state
 
@@ -142,10 +247,24 @@ def _cpu_backward(grad, w_student, w_teacher, saved, dist_s, dist_t, student, pr
 
 
 @prototype_alignment_backward.register_kernel("cuda")
-def _cuda_backward(grad, w_student, w_teacher, saved, dist_s, dist_t, student, prototypes, tau, kappa):
+def _triton_backward(grad, w_student, w_teacher, saved, dist_s, dist_t, student, prototypes, tau, kappa):
     graph = grad, saved, dist_s, dist_t, w_student, w_teacher, *_graph_options(kappa), True, False
     dw, _ = graph_alignment_backward.run(*graph)
-    return _through_prototypes(dw, w_student, student, prototypes, tau)
+    (n, d), k = student.shape, w_student.size(1)
+    if n * d * k == 0:
+        return _through_prototypes(dw, w_student, student, prototypes, tau)
+    x, table, out = (
+        student.detach().contiguous(),
+        prototypes.detach().float().contiguous(),
+        torch.empty_like(student, memory_format=torch.contiguous_format),
+    )
+    dz, du = torch.empty_like(w_student), w_student.new_empty(n, d)
+    with torch.cuda.device_of(student):
+        lengths = table.norm(dim=1)
+        _logit_gradient_kernel[(n,)](dw.contiguous(), w_student, lengths, dz, k, tau, LEAST=LEAST_NORM, **row_launch(k))
+        torch.mm(dz, table, out=du)
+        _row_gradient_kernel[(n,)](du, x, out, d, LEAST=LEAST_NORM, **row_launch(d))
+    return out
 
 
 def _setup(ctx, inputs, output):

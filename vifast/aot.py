@@ -79,9 +79,13 @@ LAUNCHES = {
         (*_GRAPH, _HALF[0], _HALF[0], -5.0, 0.0, True, False, "fast", True, False),
         (*_GRAPH, _SELF[0], _SELF[0], None, 1e-6, False, False, "exact", False, True),
     ],
-    "prototype_alignment": [(_SELF[0], _SELF[0], _floats(100, WIDTH), 0.1, 10.0)],
+    "prototype_alignment": [
+        (_SELF[0], _SELF[0], _floats(100, WIDTH), 0.1, 10.0),
+        (_HALF[0], _HALF[0], _floats(100, WIDTH).bfloat16(), 0.1, 10.0),
+    ],
     "prototype_alignment_backward": [
-        (_GRAPH[0], *2 * (_floats(LARGE, 100),), *_GRAPH[1:], _SELF[0], _floats(100, WIDTH), 0.1, 10.0)
+        (_GRAPH[0], *2 * (_floats(LARGE, 100),), *_GRAPH[1:], _HALF[0], _floats(100, WIDTH).bfloat16(), 0.1, 10.0),
+        (_GRAPH[0], *2 * (_floats(LARGE, 100),), *_GRAPH[1:], _SELF[0], _floats(100, WIDTH), 0.1, 10.0),
     ],
     "batch_hard": [
         (*_SELF, "euclidean", 0.3, "exact"),
