@@ -16,6 +16,7 @@ PYBIND11_MODULE(_C, m) {
         throw pybind11::value_error("name: expected scalar, avx2 or avx512, got " + name);
       },
       pybind11::arg("name"), "Use an instruction set for the rest of the process; False where the processor lacks it.");
+  vifast::bind_packed_rows(m);
   vifast::bind_distance(m);
   vifast::bind_batch_hard(m);
   vifast::bind_weighted_triplet(m);

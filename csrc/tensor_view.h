@@ -93,6 +93,16 @@ class TensorView {
     return first<T>(dlpack::kCPU);
   }
 
+  // The same of a matrix [rows, cols] on the CPU whose rows may lie further apart: *stride elements.
+  template <class T>
+  T* rows(int64_t rows, int64_t cols, int64_t* stride) const {
+    const bool fits = t_.ndim == 2 && t_.shape[0] == rows && t_.shape[1] == cols;
+    const bool along = t_.ndim == 2 && (t_.strides == nullptr || t_.shape[1] <= 1 || t_.strides[1] == 1);
+    *stride = t_.ndim == 2 && t_.strides != nullptr && rows > 1 ? t_.strides[0] : cols;
+    if (!fits || !along || *stride < cols) check_sizes({rows, cols});
+    return first<T>(dlpack::kCPU);
+  }
+
   template <class T>
   bool is() const {
     const dlpack::DataType want = DTypeOf<T>::value;

@@ -3,6 +3,7 @@
 
 namespace vifast {
 
+void bind_packed_rows(pybind11::module_& m);
 void bind_distance(pybind11::module_& m);
 void bind_batch_hard(pybind11::module_& m);
 void bind_weighted_triplet(pybind11::module_& m);

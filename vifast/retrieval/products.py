@@ -57,6 +57,7 @@ class GalleryProducts:
     def __init__(self, gallery: Tensor, metric: str, origin: Tensor, first: int, total: int, name: str = "gallery"):
         self.gallery, self.first, self.total = gallery, first, total
         self.dtype = working_dtype(gallery.dtype)
+        self.packs = gallery.device.type == "cpu" and self.dtype == torch.float32
         self.origin = origin if metric in ("euclidean", "sqeuclidean") else None
         self.scale, self.bias = (gallery.new_zeros(len(gallery), dtype=self.dtype) for _ in range(2))
         self.most = 0.0  # the largest norm of the rows as given
@@ -80,12 +81,23 @@ class GalleryProducts:
     def fill(self, query: Tensor, out: Tensor) -> Tensor:
         """``out [n, rows]``: products of n queries, the same n whoever makes them."""
         query = query.to(self.dtype)
+        if self.packs:
+            return self._fill_packed(query.contiguous(), out)
         query = query if self.origin is None else query - self.origin
         for columns, part, rows in self._tiles(self.origin):
             if len(rows) == columns.stop - columns.start and out.device.type == "cpu":
                 product(query, rows, out[:, columns])
             else:  # on a GPU the platform may choose its kernel by the stride of the output
                 out[:, columns] = product(query, rows, out.new_empty(len(query), len(rows)))[:, part]
+        return out
+
+    def _fill_packed(self, query: Tensor, out: Tensor) -> Tensor:
+        threads = torch.get_num_threads()
+        left = _C.PackedRows(query, self.origin, threads)
+        for start in range(0, len(self.gallery), COLUMNS):
+            rows = self.gallery[start : start + COLUMNS].to(self.dtype).contiguous()
+            right = _C.PackedRows(rows, self.origin, threads)
+            left.products(right, out[:, start : start + COLUMNS], threads)
         return out
 
     def _tiles(self, origin: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:

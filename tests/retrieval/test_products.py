@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+import torch
+
+from vifast.kernels import _C
+from vifast.retrieval.products import GalleryProducts
+
+
+def packed(rows, mean=None, threads=1):
+    return _C.PackedRows(rows, mean, threads)
+
+
+def test_products_of_any_shape(isa):
+    generator = torch.Generator().manual_seed(0)
+    for n, m, d in ((1, 1, 1), (3, 17, 5), (33, 530, 260), (0, 4, 3), (4, 0, 3)):
+        a, b, mean = (torch.randn(*shape, generator=generator) for shape in ((n, d), (m, d), (d,)))
+        out = torch.full((n, m + 7), torch.nan)
+        packed(a, mean).products(packed(b, mean, 2), out[:, 3 : 3 + m], 2)
+        expected = (a - mean).double() @ (b - mean).double().T
+        torch.testing.assert_close(out[:, 3 : 3 + m].double(), expected, rtol=1e-5, atol=1e-4)
+        assert out[:, :3].isnan().all()
+        assert out[:, 3 + m :].isnan().all()
+
+
+def test_an_element_depends_on_its_two_rows_alone():
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(70, 600, generator=generator), torch.randn(1100, 600, generator=generator)
+    whole, parts = torch.empty(70, 1100), torch.empty(70, 1100)
+    packed(a).products(packed(b), whole, 2)
+    for start in range(0, 1100, 77):
+        for row in (0, 41):
+            rows, columns = slice(row, 41 if row == 0 else 70), slice(start, start + 77)
+            packed(a[rows]).products(packed(b[columns]), parts[rows, columns], 1)
+    assert torch.equal(whole, parts)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean", "dot"])
+def test_gallery_products_order_as_distances(metric):
+    generator = torch.Generator().manual_seed(2)
+    query, gallery = torch.randn(9, 40, generator=generator), torch.randn(2100, 40, generator=generator)
+    made = GalleryProducts(gallery, metric, query.mean(0), 0, len(gallery))
+    scale, bias = made.linear
+    keys = scale * made.fill(query, torch.empty(9, 2100)) + bias
+    wide = query.double() @ gallery.double().T
+    expected = {
+        "cosine": -wide / gallery.double().norm(dim=1),
+        "euclidean": torch.cdist(query.double(), gallery.double()).square()
+        - (query - query.mean(0)).double().square().sum(1, True),
+        "dot": -wide,
+    }[metric]
+    np.testing.assert_allclose(keys, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bad_arguments():
+    rows = torch.ones(3, 4)
+    with pytest.raises(ValueError, match="other: expected rows of 4 columns, got 5"):
+        packed(rows).products(packed(torch.ones(2, 5)), torch.empty(3, 2), 1)
+    for out in (torch.empty(3, 3), torch.empty(2, 3).T, torch.empty(6)):
+        with pytest.raises(ValueError, match="out: expected"):
+            packed(rows).products(packed(torch.ones(2, 4)), out, 1)
+    with pytest.raises(TypeError, match="out: expected dtype float32"):
+        packed(rows).products(packed(rows), torch.empty(3, 3).double(), 1)
+    with pytest.raises(ValueError, match="mean: expected shape"):
+        packed(rows, torch.ones(3))
