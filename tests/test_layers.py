@@ -15,7 +15,8 @@ LAYERS = [
     {"losses", "nn", "models", "data", "retrieval", "report"},
     {"systems"},
     {"train"},
-    {"demo"},
+    {"demo", "retrieval_output"},
+    {"commands_retrieval"},
     {"commands"},
     {"cli"},
     {"testing", "aot"},  # of tests and benchmarks: nothing imports them

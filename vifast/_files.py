@@ -1,11 +1,14 @@
 """Files that are either complete or as they were before."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Writes beside the place and renames.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A place beside ``path`` to write to; it takes the name when the block ends, and vanishes if that fails.
 
     Raises:
         OSError: the file cannot be written; the message has its path.
@@ -13,10 +16,16 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(data)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file by :func:`replacing` it."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -11,12 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 import vifast
+from vifast import commands_retrieval
 
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Visible-infrared person re-identification: train, evaluate, demonstrate.",
+    help="Visible-infrared person re-identification: train, evaluate, search, demonstrate.",
 )
 _console = Console()
 
@@ -91,21 +92,8 @@ def train(
     _console.print(f"results in [bold]{out}[/bold]", highlight=False)
 
 
-@app.command()
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    data: Annotated[Path, typer.Option(help="Root folder of the dataset.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the scores to this file.")] = None,
-) -> None:
-    """Score a run's newest checkpoint on the test identities of a dataset."""
-    from vifast._files import write_text
-    from vifast.train.evaluate import evaluate_run
-
-    with _console.status("extracting features"):
-        scores = evaluate_run(run, data).scores
-    if json_file is not None:
-        write_text(json_file, scores.to_json())
-    _print_scores({str(run): scores.scalars()})
+for command in (commands_retrieval.evaluate, commands_retrieval.search, commands_retrieval.rerank):
+    app.command()(command)
 
 
 @app.command()

@@ -110,7 +110,7 @@ def test_sysu_random_galleries(mode, cameras, shots):
     assert result.sizes == tuple(len(rows) for rows in trials)
     assert {trial.num_valid for trial in result.trials} == {int((q_ids < 6).sum())}
     assert result.protocol == (
-        f"SYSU-MM01, {mode} search, {'single' if shots == 1 else 'multi'}-shot, galleries drawn by random.seed(trial)"
+        f"SYSU-MM01, {mode}-search, {'single' if shots == 1 else 'multi'}-shot, galleries drawn by random.seed(trial)"
     )
 
 

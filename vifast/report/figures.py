@@ -32,7 +32,7 @@ def loss_curve(steps: Sequence[int], loss: Sequence[float]) -> str:
 def cmc_curves(curves: Mapping[str, Sequence[float]]) -> str:
     """Share of queries with a hit among the first k, in percent; at most two named curves in 0..1."""
     figure, axes = _new("rank k", "queries with a hit (%)")
-    for color, (name, cmc) in zip(_SERIES, curves.items(), strict=False):
+    for color, (name, cmc) in zip(_SERIES[-len(curves) :], curves.items(), strict=True):
         ranks, percent = range(1, len(cmc) + 1), 100 * np.asarray(cmc)
         axes.plot(ranks, percent, color=color, marker="o", markersize=3, label=name)
     axes.set_ylim(0, 102)

@@ -58,16 +58,21 @@ class Report:
     config: str
 
 
-def render(report: Report) -> str:
-    """The page as a string of HTML."""
+def environment():
+    """The templates of this package, with every value escaped and every name required."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("vifast.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters.update(uri=_data_uri, zip=zip)
+
+
+def render(report: Report) -> str:
+    """The page as a string of HTML."""
+    templates = environment()
+    templates.filters.update(uri=_data_uri, zip=zip)
     before, after = report.before, report.after
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         report=report,
         tiles=[
             ("Rank-1", before.rank1, after.rank1, "queries whose nearest image shows the same person"),

@@ -1,5 +1,6 @@
 """Which gallery rows a protocol removes from a query's list: one camera, of everyone or of the query's identity."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,3 +38,15 @@ class Exclusion:
         if mode == "sysu":
             drop_codes[query != SYSU_QUERY_CAMERA] = -1
         return cls(drop_codes, gallery_codes, mode == "same_id_camera")
+
+
+def blocks_of(mode: str, query_ids, gallery_ids, query_cams, gallery_cams) -> Callable[[int, int, int, int], Tensor]:
+    """What ``search`` takes as ``exclude``: the bool block of a tile. Identities are needed by ``"same_id_camera"``."""
+    rule = Exclusion.of(mode, query_cams, gallery_cams, len(query_cams), len(gallery_cams))
+
+    def block(q0: int, q1: int, g0: int, g1: int) -> Tensor:
+        drop = rule.drop_camera[q0:q1, None]
+        out = (drop >= 0) & (drop == rule.gallery_camera[g0:g1])
+        return out & (query_ids[q0:q1, None] == gallery_ids[g0:g1]) if rule.own_only else out
+
+    return block

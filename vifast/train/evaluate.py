@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from vifast import systems
 from vifast.data import Dataset
@@ -29,7 +30,15 @@ class Evaluation:
     gallery: Tensor
 
 
-def evaluate_run(run: Path, data: Path) -> Evaluation:
+#: Wraps a loader and a name for what it loads, to show how far it is.
+Watch = Callable[[DataLoader, str], Iterable[Batch]]
+
+
+def _unwatched(loader: DataLoader, name: str) -> Iterable[Batch]:
+    return loader
+
+
+def evaluate_run(run: Path, data: Path, *, watch: Watch = _unwatched) -> Evaluation:
     """Scores the newest weights of a run's folder on the test identities of the dataset at ``data``.
 
     Raises:
@@ -47,12 +56,13 @@ def evaluate_run(run: Path, data: Path) -> Evaluation:
     system = systems.get(config.system).build(config.options, num_classes=num_classes)
     checkpoint.load_weights(folder, system)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return evaluate_system(system.to(device), open_dataset(config), config)
+    return evaluate_system(system.to(device), open_dataset(config), config, watch)
 
 
-def evaluate_system(system: System, dataset: Dataset, config: TrainConfig) -> Evaluation:
+def evaluate_system(system: System, dataset: Dataset, config: TrainConfig, watch: Watch = _unwatched) -> Evaluation:
     """Extracts query and gallery features once, and scores every trial's gallery."""
-    query, gallery = (extract(system, eval_loader(part, config)) for part in (dataset.query, dataset.gallery))
+    parts = {"query": dataset.query, "gallery": dataset.gallery}
+    query, gallery = (extract(system, watch(eval_loader(part, config), name)) for name, part in parts.items())
     return Evaluation(score(query, gallery, dataset, config.dataset), query, gallery)
 
 

@@ -121,7 +121,7 @@ def sysu(
         for t, rows in enumerate(trials):
             if not np.isin(cams[rows], cameras).all():
                 raise ValueError(f"draw[{t}]: expected rows of cameras {', '.join(map(str, cameras))} (mode={mode!r})")
-    name = f"SYSU-MM01, {mode} search, {SHOTS[shots]}, {words}"
+    name = f"SYSU-MM01, {mode}-search, {SHOTS[shots]}, {words}"
     settings = {"metric": metric, "exclude": "sysu", "cmc": "identity"}
     return _result(name, settings, queries, pool, trials, topk, {"mode": mode, "shots": shots})
 
