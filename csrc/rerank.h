@@ -121,7 +121,8 @@ void expanded_sets(Sets wide, Sets narrow, int64_t n, int64_t r0, int64_t r1, co
 template <bool half>
 void normalise_rows(const int64_t* begin, int64_t r0, int64_t r1, float* value);
 
-// Row i of `out` = sum over the first k neighbours j of weight[i, k] times row j of v; without weights the mean.
+// Row i of `out` = sum over the first k neighbours j of weight[i, k] times row j of v, scaled to unit length; without weights
+// the mean.
 template <bool half>
 void combine_rows(SparseRows v, int64_t n, Lists lists, int64_t k, const float* weight, int64_t r0, int64_t r1, SparseOut out);
 

@@ -93,6 +93,7 @@ def _rerank(q, g, d, device="cpu"):
     providers = {
         "floor": lambda: torch.mm(rows, rows.T, out=out),
         "vifast": lambda: retrieval.rerank(rows[:q], rows[q:]),
+        "gnn": lambda: retrieval.rerank(rows[:q], rows[q:], method="gnn"),
         "queries_only": lambda: retrieval.rerank(rows[:q], rows[q:], queries_only=True),
         "topk": lambda: retrieval.rerank(rows[:q], rows[q:], topk=min(100, g)),
     }

@@ -1,6 +1,7 @@
 #include "../rerank.h"
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace vifast {
@@ -129,10 +130,13 @@ void combine_rows(SparseRows v, int64_t n, Lists lists, int64_t k, const float* 
     std::vector<int32_t>& columns = sums.touched();
     std::sort(columns.begin(), columns.end());
     out.count[i] = static_cast<int32_t>(columns.size());
+    double square = 0;
+    for (int32_t c : columns) square += static_cast<double>(sums.at(c)) * sums.at(c);
+    const float length = weight ? static_cast<float>(square > 0 ? std::sqrt(square) : 1) : static_cast<float>(k);
     int64_t e = out.begin[i];
     for (int32_t c : columns) {
       out.column[e] = c;
-      out.value[e++] = weight ? sums.at(c) : stored<half>(sums.at(c) / static_cast<float>(k));
+      out.value[e++] = stored<half>(sums.at(c) / length);
     }
     sums.clear();
   }

@@ -55,3 +55,19 @@ def rerank(dist, num_query, k1, k2, lam, masked=False, half=False):
         jaccard[i] = 1 - shared / (2 - shared)
     blend = (jaccard * kind(1 - lam)).astype(np.float32) + original[:num_query] * np.float32(lam)
     return blend[:, num_query:]
+
+
+def graph(dist, cosine, num_query, k1, k2, alpha):
+    """Graph convolution with dense float64 matrices."""
+    n = len(dist)
+    order = np.argsort(dist, axis=1, kind="stable")
+    a, w = np.zeros((n, n)), np.zeros((n, n))
+    for i in range(n):
+        a[i, order[i, :k1]] = 1
+        w[i, order[i, :k2]] = np.maximum(cosine[i, order[i, :k2]], 0) ** alpha
+    h = (a + a.T) / 2
+    for _ in range(2):
+        h = w @ h
+        length = np.linalg.norm(h, axis=1, keepdims=True)
+        h /= np.where(length > 0, length, 1)
+    return 1 - h[:num_query] @ h[num_query:].T

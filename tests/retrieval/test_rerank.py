@@ -210,6 +210,38 @@ def test_more_neighbours_than_rows(precision):
     np.testing.assert_array_equal(rerank_distance(matrix, num_query=6, k1=30, k2=40, precision=precision), expected)
 
 
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean", "cosine"])
+def test_graph_against_the_oracle(metric):
+    for case in range(30):
+        rng = np.random.default_rng(case)
+        q, g, k1, k2 = (int(rng.integers(1, high)) for high in (20, 30, 15, 8))
+        rows = rng.integers(-2, 3, (q + g, 3)) if case % 2 else rng.standard_normal((q + g, 4))
+        norms = np.linalg.norm(rows, axis=1)
+        norms = np.where(norms > 0, norms, 1)
+        cosine = rows @ rows.T / norms[:, None] / norms
+        dist = ((rows[:, None] - rows[None]) ** 2).sum(2)
+        if metric == "cosine":
+            if case % 2:
+                continue  # equal angles tie in exact arithmetic only
+            dist = 1 - cosine
+        alpha = float(rng.choice([0, 1, 2, 3.5]))
+        expected = oracle.graph(dist, cosine, q, k1, k2, alpha)
+        arguments = {"k1": k1, "k2": k2, "metric": metric, "method": "gnn", "alpha": alpha}
+        result = rerank(torch.from_numpy(rows).float()[:q], torch.from_numpy(rows).float()[q:], **arguments)
+        np.testing.assert_allclose(result, expected, atol=1e-5, rtol=0, err_msg=str(case))
+        k = int(rng.integers(1, g + 1))
+        top = rerank(rows[:q].astype(np.float32), rows[q:].astype(np.float32), topk=k, **arguments)
+        for got, wanted in zip(top, nearest(result.numpy(), k), strict=True):
+            np.testing.assert_array_equal(got, wanted, str(case))
+
+
+def test_graph_is_the_same_for_any_number_of_threads(with_threads):
+    query, gallery = clusters(90, 170, 20)
+    one, two = (with_threads(n, lambda: rerank(query, gallery, method="gnn")) for n in (1, 2))
+    assert torch.equal(one, two)
+    assert rerank(query, query, method="gnn").diagonal().abs().max() < 1e-6  # a row and its copy share all neighbours
+
+
 FEATURES = torch.randn(5, 3)
 
 
@@ -223,7 +255,10 @@ FEATURES = torch.randn(5, 3)
         ({"lambda_": "a"}, TypeError, "lambda_: expected a number, got str"),
         ({"metric": "dot"}, ValueError, "metric: expected one of sqeuclidean, euclidean, cosine, got 'dot'"),
         ({"precision": "half"}, ValueError, "precision: expected one of float32, reference, got 'half'"),
-        ({"method": "graph"}, ValueError, "method: expected one of"),
+        ({"method": "graph"}, ValueError, "method: expected one of k-reciprocal, gnn, got 'graph'"),
+        ({"method": "gnn", "queries_only": True}, ValueError, "queries_only: expected False"),
+        ({"method": "gnn", "precision": "reference"}, ValueError, "precision: expected float32"),
+        ({"alpha": -1}, ValueError, "alpha: expected at least 0, got -1"),
         ({"queries_only": 1}, TypeError, "queries_only: expected True or False, got int"),
         ({"topk": 6}, ValueError, "topk: expected at most 5, the rows of gallery, got 6"),
         ({"topk": 0}, ValueError, "topk: expected at least 1, got 0"),

@@ -106,7 +106,7 @@ def shares(dist: Tensor, most: Tensor) -> Tensor:
 
 
 def combine(v: Sparse, lists: Tensor, k: int, weight: Tensor | None, half: bool) -> Sparse:
-    """Row i = sum of ``weight[i, j]`` times the row of its j-th neighbour, over k; without weights their mean."""
+    """Row i = sum over k of ``weight[i, j]`` times its j-th neighbour's row, to unit length; else their mean."""
     n = len(lists)
     room = v.count.long()[lists[:, :k].long()].sum(1).clamp(max=n)
     begin = offsets(room)

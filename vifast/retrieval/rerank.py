@@ -6,11 +6,12 @@ from torch import Tensor
 from vifast import _checks
 from vifast.retrieval._arguments import as_tensor, check_finite, features, positive
 from vifast.retrieval._distances import Features, Matrices, Products, Stacked
+from vifast.retrieval._graph import graph
 from vifast.retrieval._rerank import Settings, k_reciprocal
 
 METRICS = ("sqeuclidean", "euclidean", "cosine")
 PRECISIONS = ("float32", "reference")
-METHODS = ("k-reciprocal",)
+METHODS = ("k-reciprocal", "gnn")
 LARGEST_NORM = 1e18  # squares of longer rows overflow float32
 
 
@@ -26,6 +27,7 @@ def rerank(
     precision: str = "float32",
     topk: int | None = None,
     method: str = "k-reciprocal",
+    alpha: float = 2.0,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Distances of queries to a gallery, corrected by the neighbours they share (k-reciprocal encoding).
 
@@ -41,19 +43,27 @@ def rerank(
     distances within a row's set are direct differences. Neither the number of threads nor ``topk`` changes a bit.
     The procedure is transductive: the result for one query depends on all of them.
 
+    ``method="gnn"`` is **another estimator**, not a faster form of this one, and ranks differently. With N(i, k) the k
+    nearest rows of i, itself among them, and A_ij = 1 where j is in N(i, k1), else 0:
+
+    1. H = (A + A^T) / 2.
+    2. Twice: H_i = sum over j in N(i, k2) of max(0, cos_ij)^alpha H_j, scaled to unit length.
+    3. The result is 1 - H_q . H_g: 0 for rows of equal neighbourhoods, 1 where nothing is shared.
+
     Args:
         query: [Q, D] features.
         gallery: [G, D] features, same dtype and device.
         k1: neighbours that must be mutual. From N rows on all are neighbours.
         k2: rows whose weights are averaged, the row itself included; at most N are.
-        lambda_: weight of the original distance, 0 to 1.
+        lambda_: weight of the original distance, 0 to 1; the graph method knows none.
         metric: ``"sqeuclidean"`` (as published), ``"euclidean"`` or ``"cosine"``: the distance D.
         queries_only: the masked mode: every neighbour is a query. Gallery rows follow, by index, where there are fewer
             than k1 + 1 queries; where there are more, the sets of gallery rows are empty and are skipped.
         precision: ``"float32"``, or ``"reference"``: the rounding of the published code, bit for bit. D is the float32
             ||a||^2 + ||b||^2 - 2 a.b, weights and Jaccard are rounded to float16 after every operation.
         topk: None for all distances, or how many of the nearest gallery rows to return for every query.
-        method: ``"k-reciprocal"``.
+        method: ``"k-reciprocal"``, or ``"gnn"`` (neither ``queries_only`` nor ``precision="reference"``).
+        alpha: exponent of the similarities in the graph method, at least 0.
 
     Returns:
         dist: [Q, G] float32; or with ``topk`` (dist [Q, topk], index [Q, topk]), nearest first, ties by lower index:
@@ -62,7 +72,8 @@ def rerank(
     Raises:
         TypeError: features that are not floating point or of two dtypes, arguments of the wrong type.
         ValueError: shapes or devices that do not fit, an empty set, features that are not finite or of a norm above
-            1e18, k1 or k2 below 1, ``lambda_`` outside 0..1, ``topk`` outside 1..G, an unknown name.
+            1e18, k1 or k2 below 1, ``lambda_`` outside 0..1, ``topk`` outside 1..G, ``alpha`` below 0, an unknown name,
+            an option that the method does not have.
 
     Memory:
         Two copies of the features, about 2 kB a row for its candidates, and the output; never N x N. With ``topk``
@@ -71,7 +82,8 @@ def rerank(
         Features on another device are brought to the CPU and the result back.
 
     Source:
-        Zhong et al. 2017, Re-ranking person re-identification with k-reciprocal encoding; specs idkl 10.
+        Zhong et al. 2017, Re-ranking person re-identification with k-reciprocal encoding; specs idkl 10. Graph: Zhang
+        et al. 2020, Understanding image retrieval re-ranking: a graph neural network perspective.
 
     Example:
         >>> import torch
@@ -83,6 +95,11 @@ def rerank(
     _checks.one_of("metric", metric, METRICS)
     _checks.one_of("method", method, METHODS)
     settings = _settings(k1, k2, lambda_, queries_only, precision)
+    _checks.non_negative("alpha", alpha)
+    if method == "gnn" and queries_only:
+        raise ValueError("queries_only: expected False, which is all that the graph method has, got True")
+    if method == "gnn" and settings.half:
+        raise ValueError("precision: expected float32, which is all that the graph method has, got 'reference'")
     query, gallery = features(query, gallery)
     topk = _topk(topk, len(gallery))
     for name, value in (("query", query), ("gallery", gallery)):
@@ -90,8 +107,11 @@ def rerank(
         if float(torch.linalg.vector_norm(value, dim=1, dtype=torch.float64).max()) > LARGEST_NORM:
             raise ValueError(f"{name}: expected rows of a norm of at most {LARGEST_NORM:g}")
     device = query.device
-    source = Products if settings.half else Features
-    return _to(device, k_reciprocal(source(query.cpu(), gallery.cpu(), metric), settings, topk))
+    source = (Products if settings.half else Features)(query.cpu(), gallery.cpu(), metric)
+    if method == "k-reciprocal":
+        return _to(device, k_reciprocal(source, settings, topk))
+    cosine = source if metric == "cosine" else Features(query.cpu(), gallery.cpu(), "cosine")
+    return _to(device, graph(source, cosine, settings.k1, settings.k2, alpha, topk))
 
 
 def rerank_distance(
