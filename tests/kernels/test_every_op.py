@@ -11,12 +11,25 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from vifast import functional as F
+from vifast.kernels.purifier import instance_stats, purifier
 from vifast.testing import LAYOUTS, assert_close_to_oracle, features, near_duplicates, with_layout
 
 
 def widened(x):
     """More columns: a standardised row of two is a sign, and has no gradient but that of rounding."""
     return torch.cat((x, torch.tensor([0.0, 1.0, -0.5]).to(x).expand(len(x), 3)), 1)
+
+
+def planes(x):
+    """Every row as the plane of a map of its own."""
+    return x[:, None, :, None]
+
+
+def purified(x):
+    mean, var = instance_stats(planes(x.detach()))
+    weight, bias = mean.new_full((1,), 0.8), mean.new_full((1,), 0.1)
+    maps = planes(x), planes(0.5 * x.flip(0)), planes(-x.flip(1))
+    return purifier(*maps, mean, (var + 1e-5).rsqrt(), weight, bias, True).squeeze(2).T
 
 
 CASES = {
@@ -46,12 +59,16 @@ CASES = {
         x, y, reference=x.flip((0, 1)), reference_labels=y.flip(0), metric="cosine", temperature=0.3, reduction="none"
     ),
     "decoupled kl": lambda x, y: F.decoupled_kl(x, x.detach().flip((0, 1)), y % 2, reduction="none"),
+    "gem": lambda x, y: F.gem_pool(planes(x)),
+    "gem power": lambda x, y: F.gem_pool(planes(x), p=2.5),
+    "purifier": lambda x, y: purified(widened(x)),
+    "prompts": lambda x, y: F.prompt_consistency(x, x.flip((0, 1))),
     "distance": lambda x, y: F.pairwise_distance(x),
     "distance to others": lambda x, y: F.pairwise_distance(x, x.flip((0, 1))),
     "squared distance": lambda x, y: F.pairwise_distance(x, metric="sqeuclidean"),
     "cosine distance": lambda x, y: F.pairwise_distance(x, metric="cosine"),
 }
-# Of rows divided by their norm, or of means of rows, which float32 rounds where they lie.
+# Of rows divided by their norm or deviation, or of means of rows, which float32 rounds where they lie.
 UNIT = (
     "triplet cosine",
     "weighted normalized",
@@ -60,9 +77,10 @@ UNIT = (
     "center triplet",
     "center cluster",
     "neighbor reference",
+    "purifier",
 )
 METRIC = [name for name in CASES if name not in UNIT]
-LOSSES = [name for name in CASES if "distance" not in name]
+LOSSES = [name for name in CASES if "distance" not in name and "gem" not in name]  # a pool clamps -inf, as published
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 every_metric_case = pytest.mark.parametrize("case", [CASES[name] for name in METRIC], ids=METRIC)
 every_loss = pytest.mark.parametrize("case", [CASES[name] for name in LOSSES], ids=LOSSES)
