@@ -72,7 +72,7 @@ class GalleryProducts:
                 self.scale[columns] = -1 if metric == "dot" else -2
         if self.origin is not None:
             for columns, part, rows in self._tiles(self.origin):
-                self.bias[columns] = norms(rows)[part].square().to(self.dtype)
+                self.bias[columns] = squares(rows)[part].to(self.dtype)
 
     @property
     def linear(self) -> tuple[Tensor, Tensor]:
@@ -130,6 +130,11 @@ def finite_norms(name: str, x: Tensor) -> Tensor:
     if not bool(norm.isfinite().all()):
         check_finite(name, x)
     return norm
+
+
+def squares(x: Tensor) -> Tensor:
+    """float64 squared norms. Those of float64 rows are not roots squared again, so that equal sums stay equal."""
+    return x.square().sum(1) if x.dtype == torch.float64 else norms(x).square()
 
 
 def norms(x: Tensor) -> Tensor:
