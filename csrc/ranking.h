@@ -59,8 +59,36 @@ void rank_trial_rows(RankKeys<T> keys, RankGallery gallery, RankTrials trials, R
 // histogram [p, kTrials] = columns of every trial that have each of the places 0 .. p - 1.
 VIFAST_DECLARE(rank_trial_histogram, (const int32_t* place, const int32_t* member, int64_t n, int64_t p, int64_t* histogram))
 
+// The same for a gallery whose rows are spread over processes, each with `size` of them from number `first` on. Positives are
+// numbers of rows of the whole gallery: those of query q are row[begin[q]] .. row[begin[q + 1] - 1], rising. Processes add up
+// what the first function writes to `value`, then what the second writes to `count`: a rank is one plus that sum.
+struct RankSlots {
+  const int64_t* begin;  // [n + 1]
+  const int64_t* row;    // [begin[n]]
+};
+
+// In place of products, `x` [n, size], their keys, NaN where dropped; value [begin[n]] of the positives: NaN where dropped, 0
+// where held elsewhere. bad[q] = whether a key is NaN before any is dropped.
+template <class T>
+void rank_shard_keys(T* x, const T* scale, const T* bias, RankGallery part, int64_t first, RankQueries queries, RankSlots slots,
+                     int64_t q0, int64_t q1, T* value, bool* bad);
+
+// count [begin[n]] = rows of this process ahead of each positive, 0 for those whose value is NaN.
+template <class T>
+void rank_shard_count(const T* x, int64_t size, int64_t first, RankSlots slots, int64_t q0, int64_t q1, const T* value,
+                      int64_t* count);
+
+// found [n, limit] = distinct identities with a row of this process ahead of (value[q], row[q]), -1 where there are fewer;
+// row[q] < 0: not asked for.
+template <class T>
+void rank_shard_identities(const T* x, RankGallery part, int64_t first, int64_t q0, int64_t q1, const T* value,
+                           const int64_t* row, int64_t limit, int32_t* found);
+
 // From ranks (any order, from 1; 0: dropped) of one query's positives; sorts them in place.
 void rank_summary(int64_t* ranks, int64_t n, double* ap, double* inp);
+
+// Positives from which a binary search of every column beats comparing it with each of them.
+int64_t rank_bucket_from();
 
 // What a row costs depends on the instruction set; the numbers do not. T is float or double.
 
@@ -77,9 +105,10 @@ void rank_summary(int64_t* ranks, int64_t n, double* ap, double* inp);
   /* place[c] = positives, sorted likewise, that are ahead of column c; p for a dropped one. */                                \
   VIFAST_DECLARE(rank_places, (const T* row, int64_t n, const T* value, const int64_t* index, int64_t p, int32_t* place))      \
   /* Distinct identities with a row ahead of (value, index), at most limit; seen [identities] must not hold `stamp`. */        \
+  /* found [limit], unless null: which. */                                                                                     \
   VIFAST_DECLARE(rank_identities,                                                                                              \
                  (const T* row, int64_t n, T value, int64_t index, const int32_t* identity, int64_t stamp, int64_t* seen,      \
-                  int64_t limit, int64_t* count))
+                  int64_t limit, int64_t* count, int32_t* found))
 
 VIFAST_RANK_DECLARE(float)
 VIFAST_RANK_DECLARE(double)

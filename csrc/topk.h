@@ -87,10 +87,7 @@ VIFAST_DECLARE(topk_score, (Metric metric, const void* query, Rows gallery, Cand
 int64_t topk_fold(TopkTile tile, const TopkColumns& columns, Metric metric, const void* query, RowNorms norms, Rows gallery, int64_t q0,
                   int64_t q1, TopkState state);
 
-// The best k of queries [q0, q1) by rising key, ties by lower index; index -1 and the worst value where fewer were found.
-// Values are the keys, a.b instead of -a.b, the squared distance rooted if asked. T is float or double.
-template <class T>
-void topk_finish(Metric metric, bool root, const void* query, Rows gallery, int64_t q0, int64_t q1, TopkState state, T* dist,
-                 int64_t* index);
+// The best k of queries [q0, q1) by rising key, ties by lower index; index -1 and key +inf where fewer were found.
+void topk_finish(Metric metric, const void* query, Rows gallery, int64_t q0, int64_t q1, TopkState state, double* key, int64_t* index);
 
 }  // namespace vifast

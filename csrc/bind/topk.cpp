@@ -79,18 +79,18 @@ int64_t fold(py::object tile, int64_t first, const std::string& metric, py::obje
 }
 
 template <class R, class Q>
-void finish(const std::string& metric, bool root, py::object query, py::object gallery, int64_t k, py::object slots, py::object count,
-            py::object worst, py::object dist, py::object index, int threads) {
-  TensorView q(query, "query"), g(gallery, "gallery"), dv(dist, "dist"), iv(index, "index");
+void finish(const std::string& metric, py::object query, py::object gallery, int64_t k, py::object slots, py::object count,
+            py::object worst, py::object key, py::object index, int threads) {
+  TensorView q(query, "query"), g(gallery, "gallery"), kv(key, "key"), iv(index, "index");
   const Q* pq = q.data<Q>({-1, -1});
   const int64_t n = q.size(0);
   const Rows rows{g.data<R>({-1, q.size(1)}), row_type<R>(), q.size(1)};
   const TopkState state = state_of(slots, count, worst, n, k);
-  Q* pd = dv.data<Q>({n, k});
+  double* pk = kv.data<double>({n, k});
   int64_t* pi = iv.data<int64_t>({n, k});
   const Metric m = metric_of(metric);
   py::gil_scoped_release release;
-  parallel_for(n, 1, threads, [&](int64_t q0, int64_t q1) { topk_finish<Q>(m, root, pq, rows, q0, q1, state, pd, pi); });
+  parallel_for(n, 1, threads, [&](int64_t q0, int64_t q1) { topk_finish(m, pq, rows, q0, q1, state, pk, pi); });
 }
 
 template <class R, class Q>
@@ -99,8 +99,8 @@ void define(py::module_& m, const std::string& type) {
         py::arg("query_norm"), py::arg("query_lost"), py::arg("gallery"), py::arg("norm"), py::arg("lost"), py::arg("exclude"),
         py::arg("k"), py::arg("slots"), py::arg("count"), py::arg("worst"), py::arg("threads"),
         "Folds a tile of products into the candidates; returns how many had to be scored.");
-  m.def(("topk_finish_" + type).c_str(), &finish<R, Q>, py::arg("metric"), py::arg("root"), py::arg("query"), py::arg("gallery"),
-        py::arg("k"), py::arg("slots"), py::arg("count"), py::arg("worst"), py::arg("dist"), py::arg("index"), py::arg("threads"),
+  m.def(("topk_finish_" + type).c_str(), &finish<R, Q>, py::arg("metric"), py::arg("query"), py::arg("gallery"), py::arg("k"),
+        py::arg("slots"), py::arg("count"), py::arg("worst"), py::arg("key"), py::arg("index"), py::arg("threads"),
         "Scores the candidates in float64 and writes the best k in order.");
 }
 

@@ -8,13 +8,8 @@
 
 namespace vifast {
 
-namespace {
-
-// Positives from which a binary search beats counting, measured with 8192 gallery rows: 250 with AVX-512, 100 with AVX2, 80
-// with neither. Both give the same numbers.
-int64_t bucket_from() { return isa() == Isa::avx512 ? 256 : 96; }
-
-}  // namespace
+// Measured with 8192 gallery rows: 250 with AVX-512, 100 with AVX2, 80 with neither. Both ways give the same numbers.
+int64_t rank_bucket_from() { return isa() == Isa::avx512 ? 256 : 96; }
 
 void rank_summary(int64_t* ranks, int64_t n, double* ap, double* inp) {
   std::sort(ranks, ranks + n);
@@ -41,7 +36,7 @@ void rank_rows(RankKeys<T> keys, RankGallery g, RankQueries queries, int64_t q0,
       out.first[q] = bad ? -1 : 0;
       continue;
     }
-    if (p < bucket_from()) {
+    if (p < rank_bucket_from()) {
       VIFAST_DISPATCH(rank_count, row.data(), g.size, pos.value.data(), pos.index.data(), p, pos.rank.data());
     } else {
       pos.sort(row.data());
@@ -53,7 +48,7 @@ void rank_rows(RankKeys<T> keys, RankGallery g, RankQueries queries, int64_t q0,
     if (queries.per_identity && pos.rank[best] > 1) {
       int64_t others = 0;
       VIFAST_DISPATCH(rank_identities, row.data(), g.size, pos.value[best], pos.index[best], g.identity, q, seen.data(),
-                      queries.limit, &others);
+                      queries.limit, &others, nullptr);
       out.first[q] = others + 1;
     }
     rank_summary(pos.rank.data(), p, out.ap + q, out.inp + q);

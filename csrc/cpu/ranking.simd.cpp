@@ -140,7 +140,7 @@ void bucket(const T* row, int64_t n, const T* value, const int64_t* index, int64
 
 template <class T>
 void identities(const T* row, int64_t n, T value, int64_t index, const int32_t* identity, int64_t stamp, int64_t* seen,
-                int64_t limit, int64_t* count) {
+                int64_t limit, int64_t* count, int32_t* out) {
   int64_t found = 0;
   for (int64_t start = 0; start < n && found < limit; start += kStep) {
     const int64_t stop = start + kStep < n ? start + kStep : n;
@@ -151,6 +151,7 @@ void identities(const T* row, int64_t n, T value, int64_t index, const int32_t* 
     for (int64_t c = start; c < stop; ++c) {
       if (!ahead(row[c], c, value, index) || seen[identity[c]] == stamp) continue;
       seen[identity[c]] = stamp;
+      if (out && found < limit) out[found] = identity[c];
       ++found;
     }
   }
@@ -175,8 +176,8 @@ void identities(const T* row, int64_t n, T value, int64_t index, const int32_t* 
     all_places(row, n, value, index, p, place);                                                                           \
   }                                                                                                                       \
   void rank_identities(const T* row, int64_t n, T value, int64_t index, const int32_t* identity, int64_t stamp,           \
-                       int64_t* seen, int64_t limit, int64_t* count) {                                                    \
-    identities(row, n, value, index, identity, stamp, seen, limit, count);                                                \
+                       int64_t* seen, int64_t limit, int64_t* count, int32_t* found) {                                    \
+    identities(row, n, value, index, identity, stamp, seen, limit, count, found);                                         \
   }
 VIFAST_RANK_DEFINE(float)
 VIFAST_RANK_DEFINE(double)

@@ -99,10 +99,10 @@ struct Lister {
 
   void finish(int64_t fill, int64_t length, int32_t* lists) {
     const int64_t k = state.k;
-    std::vector<T> key(x.n * k);
+    std::vector<double> key(x.n * k);
     std::vector<int64_t> index(x.n * k);
     parallel_for(x.n, 1, threads, [&](int64_t r0, int64_t r1) {
-      topk_finish<T>(x.how.metric, false, row(0), x.rows, r0, r1, state, key.data(), index.data());
+      topk_finish(x.how.metric, row(0), x.rows, r0, r1, state, key.data(), index.data());
       for (int64_t i = r0; i < r1; ++i) {
         for (int64_t j = 0; j < length; ++j)
           lists[i * length + j] = static_cast<int32_t>(j < k ? index[i * k + j] : fill + j - k);

@@ -134,8 +134,7 @@ int64_t topk_fold(TopkTile tile, const TopkColumns& t, Metric metric, const void
   return scored;
 }
 
-template <class T>
-void topk_finish(Metric metric, bool root, const void* query, Rows gallery, int64_t q0, int64_t q1, TopkState s, T* dist, int64_t* index) {
+void topk_finish(Metric metric, const void* query, Rows gallery, int64_t q0, int64_t q1, TopkState s, double* key, int64_t* index) {
   std::vector<float> scratch(gallery.d);
   for (int64_t q = q0; q < q1; ++q) {
     Query own(metric, row_of(query, gallery, q), gallery, q, s, scratch.data());
@@ -144,14 +143,10 @@ void topk_finish(Metric metric, bool root, const void* query, Rows gallery, int6
     for (int64_t i = 0; i < s.k; ++i) {
       const bool found = i < s.count[q];
       const Candidate c = found ? s.candidate[q * s.room + i] : Candidate{kInf, kInf, -1};
-      const double value = metric == Metric::dot ? -c.lower : root ? std::sqrt(c.lower) : c.lower;
-      dist[q * s.k + i] = static_cast<T>(value);
+      key[q * s.k + i] = c.lower;
       index[q * s.k + i] = c.index;
     }
   }
 }
-
-template void topk_finish(Metric, bool, const void*, Rows, int64_t, int64_t, TopkState, float*, int64_t*);
-template void topk_finish(Metric, bool, const void*, Rows, int64_t, int64_t, TopkState, double*, int64_t*);
 
 }  // namespace vifast

@@ -53,7 +53,7 @@ void check_search(Metric metric, const Set& queries, const Set& gallery, int64_t
   std::vector<Candidate> candidates(n * room);
   std::vector<int64_t> count(n), index(n * k);
   std::vector<double> worst(n, INFINITY);
-  std::vector<float> dist(n * k);
+  std::vector<double> key(n * k);
   const TopkState state{k, room, candidates.data(), count.data(), worst.data()};
   for (int64_t j = 0; j < gallery.n; j += step) {
     const int64_t j1 = std::min(j + step, gallery.n);
@@ -67,14 +67,13 @@ void check_search(Metric metric, const Set& queries, const Set& gallery, int64_t
       topk_fold(given, columns, metric, queries.x.data(), {left.norm.data(), half ? left.lost.data() : nullptr}, rows, q0, q1, state);
     });
   }
-  topk_finish<float>(metric, false, queries.x.data(), rows, 0, n, state, dist.data(), index.data());
+  topk_finish(metric, queries.x.data(), rows, 0, n, state, key.data(), index.data());
   for (int64_t i = 0; i < n; ++i) {
     std::vector<std::pair<double, int64_t>> all;
     for (int64_t j = 0; j < gallery.n; ++j) all.emplace_back(key_of(metric, queries, i, gallery, j), j);
     std::sort(all.begin(), all.end());
     for (int64_t r = 0; r < k; ++r) {
-      const double wanted = metric == Metric::dot ? -all[r].first : all[r].first;
-      CHECK(near(dist[i * k + r], wanted));
+      CHECK(near(key[i * k + r], all[r].first));
       CHECK(index[i * k + r] == all[r].second || near(all[r].first, key_of(metric, queries, i, gallery, index[i * k + r]), 1e-12, 1e-12));
     }
   }

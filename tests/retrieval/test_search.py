@@ -10,7 +10,7 @@ import torch
 
 from vifast.kernels import _C
 from vifast.retrieval import search
-from vifast.retrieval.search import _definition
+from vifast.retrieval.search import _definition, distances
 
 HERE = Path(__file__).parent  # not the root, whose bare package would hide an installed one
 METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
@@ -219,8 +219,8 @@ def test_the_definition_for_other_devices(metric):
     query, gallery = (draw(rng, torch.float32, n, 9, "integers") for n in (20, 150))  # sums without rounding
     mask = torch.from_numpy(rng.random((20, 150)) < 0.3)
     expected = search(query, gallery, 110, metric=metric, exclude=mask)
-    dist, index = _definition(query, gallery, 110, metric, lambda a, b, c, d: mask[a:b, c:d], 40)
-    torch.testing.assert_close(dist, expected[0], rtol=1e-6, atol=1e-6)
+    keys, index = _definition(query, gallery, 110, metric, lambda a, b, c, d: mask[a:b, c:d], 40, 0, 150)
+    torch.testing.assert_close(distances(keys, metric, query.dtype), expected[0], rtol=1e-6, atol=1e-6)
     assert torch.equal(index, expected[1])
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vifast.retrieval import search, search_cuda
+from vifast.retrieval.search import distances
 
 METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
 BLOCK = 256
@@ -87,7 +88,8 @@ def test_python_side(monkeypatch, metric):
     monkeypatch.setattr(module, "MOST_QUERIES", 3)
     for query, gallery, k, mask in cases(METRICS.index(metric)):
         blocks = lambda a, b, c, d, mask=mask: None if mask is None else mask[a:b, c:d]  # noqa: E731
-        dist, index = module.search_cuda(query, gallery, k, metric, blocks, 128)
+        keys, index = module.search_cuda(query, gallery, k, metric, blocks, 128)
+        dist = distances(keys, metric, query.dtype)
         expected = search(query, gallery, k, metric=metric, exclude=mask)
         torch.testing.assert_close(dist, expected[0], rtol=1e-5, atol=1e-6)
         same = (index == expected[1]) | (dist == expected[0])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vifast.kernels import _C
+from vifast.retrieval.ranking import offsets
 
 BLOCK = 256 * 2**20  # bytes of distances that exist at a time where the caller wants only the nearest
 LEAST_BLOCK = 64  # queries of a block
@@ -39,11 +40,6 @@ class Sparse(NamedTuple):
     count: Tensor  # [n] int32
     column: Tensor  # int32
     value: Tensor  # float32
-
-
-def offsets(count: Tensor) -> Tensor:
-    """Where each of consecutive groups begins, and where the last one ends."""
-    return torch.nn.functional.pad(count.cumsum(0, dtype=torch.int64), (1, 0))
 
 
 def k_reciprocal(source, settings: Settings, topk: int | None):

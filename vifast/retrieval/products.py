@@ -102,20 +102,33 @@ class GalleryProducts:
 
     def _tiles(self, origin: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
         """(columns of the rows held, their part of the tile, tile less the origin)."""
-        end = self.first + len(self.gallery)
-        for start in range(self.first - self.first % COLUMNS, end, COLUMNS):
-            stop = start + min(COLUMNS, -(-(self.total - start) // LAST_COLUMNS) * LAST_COLUMNS)
-            low, high = max(start, self.first), min(stop, end)
-            columns, part = slice(low - self.first, high - self.first), slice(low - start, high - start)
+        for columns, part, size in grid(self.first, len(self.gallery), self.total, COLUMNS):
             rows = self.gallery[columns].to(self.dtype)
-            rows = rows if origin is None else rows - origin
-            if high - low != stop - start:
-                whole = rows.new_zeros(stop - start, rows.size(1))
-                whole[part] = rows
-                rows = whole
-            elif rows.data_ptr() % ALIGNMENT or not rows.is_contiguous():
-                rows = rows.clone(memory_format=torch.contiguous_format)
-            yield columns, part, rows
+            yield columns, part, padded(rows if origin is None else rows - origin, part, size)
+
+
+def grid(first: int, count: int, total: int, width: int) -> Iterator[tuple[slice, slice, int]]:
+    """The ``count`` rows from ``first`` on of a gallery of ``total``, in groups of ``width`` counted from row 0.
+
+    Gives for each group: the rows that are among them, from 0; their place in the group; its size, which is that of the
+    group whoever holds its rows, at the end of the gallery a multiple of LAST_COLUMNS.
+    """
+    end = first + count
+    for start in range(first - first % width if count else end, end, width):
+        size = min(width, -(-(total - start) // LAST_COLUMNS) * LAST_COLUMNS)
+        low, high = max(start, first), min(start + width, end)
+        yield slice(low - first, high - first), slice(low - start, high - start), size
+
+
+def padded(rows: Tensor, part: slice, size: int) -> Tensor:
+    """``rows`` in their place among ``size``, contiguous and aligned; the others are zeros."""
+    if len(rows) != size:
+        whole = rows.new_zeros(size, rows.size(1))
+        whole[part] = rows
+        return whole
+    if rows.data_ptr() % ALIGNMENT or not rows.is_contiguous():
+        return rows.clone(memory_format=torch.contiguous_format)
+    return rows
 
 
 def check_sizes(names: tuple[str, str], query_most: float, gallery_most: float, dtype: torch.dtype) -> None:

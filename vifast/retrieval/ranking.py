@@ -102,7 +102,7 @@ class RankFold:
         """Ranks are counted where the keys are; what follows from a query's few ranks is the CPU's arithmetic."""
         identities = 1 + int(max(self.query_identity.max(), self.gallery_identity.max()))
         counts = torch.bincount(self.gallery_identity, minlength=identities)
-        slot = _offsets(counts[self.query_identity[rows]])
+        slot = offsets(counts[self.query_identity[rows]])
         rank = keys.new_empty(int(slot[-1]), dtype=torch.int64)
         first = keys.new_empty(len(keys), dtype=torch.int64)
         words = (identities + 31) // 32
@@ -114,7 +114,7 @@ class RankFold:
             self.exclusion.drop_camera[rows].to(keys.device),
             self.exclusion.gallery_camera.to(keys.device),
             self.exclusion.own_only,
-            _offsets(counts).to(keys.device),
+            offsets(counts).to(keys.device),
             self.gallery_identity.argsort(stable=True).to(keys.device),
             slot.to(keys.device),
             rank,
@@ -154,6 +154,6 @@ def metrics_of(ap: Tensor, inp: Tensor, first: Tensor, topk: int, name: str) -> 
     )
 
 
-def _offsets(counts: Tensor) -> Tensor:
+def offsets(counts: Tensor) -> Tensor:
     """Where each of consecutive groups begins, and where the last one ends."""
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))

@@ -9,7 +9,7 @@ from torch import Tensor
 from vifast import _checks
 from vifast.kernels import _C
 from vifast.retrieval._arguments import METRICS, as_tensor, check_finite, features, positive
-from vifast.retrieval.products import keyed_rows, origin_of
+from vifast.retrieval.products import grid, keyed_rows, origin_of, padded, working_dtype
 from vifast.retrieval.search_cuda import can_search_cuda, search_cuda
 
 TILE = 16 * 2**20  # bytes of products that exist at a time
@@ -78,15 +78,44 @@ def search(
     if k > len(gallery):
         raise ValueError(f"k: expected at most {len(gallery)}, the rows of gallery, got {k}")
     chunk = None if chunk is None else positive("chunk", chunk)
-    excluded = _blocks(exclude, query, gallery)
+    excluded = exclusion_blocks(exclude, [len(query), len(gallery)], query.device)
     check_finite("query", query)
+    keys, index = nearest(query, gallery, k, metric, excluded, chunk, 0, len(gallery))
+    return distances(keys, metric, query.dtype), index
+
+
+def distances(keys: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
+    """What ``search`` returns for the keys of :func:`nearest`, for features of ``dtype``."""
+    if metric == "euclidean":
+        keys = keys.sqrt()
+    return (-keys if metric == "dot" else keys).to(working_dtype(dtype))
+
+
+def nearest(query, gallery, k, metric, excluded, chunk, first: int, total: int) -> tuple[Tensor, Tensor]:
+    """float64 keys [Q, k] (squared distance, 1 - cosine, or minus the product) in rising order, and their rows.
+
+    The gallery is the rows from number ``first`` on of one of ``total``: ``excluded`` and the rows returned count from
+    0. Keys order rows of different parts: the k nearest of the whole are among the k nearest of its parts.
+    """
+    if first:
+        whole = excluded
+
+        def excluded(q0, q1, g0, g1):
+            return whole(q0, q1, first + g0, first + g1)
+
     if can_search_cuda(query, k):
-        check_finite("gallery", gallery)
-        return search_cuda(query, gallery, k, metric, excluded, chunk)
-    if query.device.type != "cpu":
-        return _definition(query, gallery, k, metric, excluded, chunk)
+        check_finite("gallery", gallery, first)
+        keys, index = search_cuda(query, gallery, k, metric, excluded, chunk)
+    elif query.device.type != "cpu":
+        keys, index = _definition(query, gallery, k, metric, excluded, chunk, first, total)
+    else:
+        keys, index = _nearest_cpu(query, gallery, k, metric, excluded, chunk)
+    return keys, torch.where(index < 0, -1, index + first)
+
+
+def _nearest_cpu(query, gallery, k, metric, excluded, chunk) -> tuple[Tensor, Tensor]:
     query, gallery = query.contiguous(), gallery.contiguous()
-    dist = torch.empty(len(query), k, dtype=torch.promote_types(query.dtype, torch.float32))
+    keys = torch.empty(len(query), k, dtype=torch.float64)
     index = torch.empty(len(query), k, dtype=torch.int64)
     room = 2 * k + 64
     step = max(1, min(MOST_QUERIES, STATE // (room * _C.TOPK_WORDS * 8)))
@@ -94,14 +123,13 @@ def search(
     for start in range(0, len(query), step):
         rows = slice(start, start + step)
         half = _search_block(
-            query[rows], gallery, k, metric, excluded, start, chunk, room, dist[rows], index[rows], half
+            query[rows], gallery, k, metric, excluded, start, chunk, room, keys[rows], index[rows], half
         )
-    return dist, index
+    return keys, index
 
 
-def _blocks(exclude, query: Tensor, gallery: Tensor) -> Callable[[int, int, int, int], Tensor | None]:
+def exclusion_blocks(exclude, shape: list[int], device: torch.device) -> Callable[[int, int, int, int], Tensor | None]:
     """``exclude`` in one form: a function that gives the checked block of a tile, or None."""
-    shape = [len(query), len(gallery)]
     if exclude is None:
         return lambda *tile: None
     if not callable(exclude):
@@ -110,7 +138,7 @@ def _blocks(exclude, query: Tensor, gallery: Tensor) -> Callable[[int, int, int,
             raise TypeError(f"exclude: expected a bool tensor or a callable, got {exclude.dtype}")
         if list(exclude.shape) != shape:
             raise ValueError(f"exclude: expected shape {shape}, got {list(exclude.shape)}")
-        _checks.same_device("exclude", exclude, "query", query)
+        _check_device(exclude, device)
         return lambda q0, q1, g0, g1: exclude[q0:q1, g0:g1].contiguous()
 
     def block(q0, q1, g0, g1):
@@ -120,10 +148,14 @@ def _blocks(exclude, query: Tensor, gallery: Tensor) -> Callable[[int, int, int,
                 f"exclude: expected the callable to return bool {[q1 - q0, g1 - g0]}, "
                 f"got {part.dtype} {list(part.shape)}"
             )
-        _checks.same_device("exclude", part, "query", query)
+        _check_device(part, device)
         return part.contiguous()
 
     return block
+
+
+def _check_device(part: Tensor, device: torch.device) -> None:
+    _checks.same_device("exclude", part, "query", torch.empty(0, device=device))
 
 
 class _Rows:
@@ -139,7 +171,7 @@ class _Rows:
             _C.row_norms(rows, self.norm, threads)
 
 
-def _search_block(query, gallery, k, metric, excluded, start, chunk, room, dist, index, half) -> bool:
+def _search_block(query, gallery, k, metric, excluded, start, chunk, room, keys, index, half) -> bool:
     """Writes the neighbours of the queries from ``start`` on: one tile of products at a time, folded at once.
 
     ``half``: products of bfloat16; returns whether they are still worth it.
@@ -171,37 +203,36 @@ def _search_block(query, gallery, k, metric, excluded, start, chunk, room, dist,
         )  # fmt: skip
         if half and scored * COARSE > tile.numel():
             half, own, products = False, _Rows(keyed, False, threads), products.float()
-    finish(kind, metric == "euclidean", exact_query, gallery, k, slots, count, worst, dist, index, threads)
+    finish(kind, exact_query, gallery, k, slots, count, worst, keys, index, threads)
     return half
 
 
-def _definition(query, gallery, k, metric, excluded, chunk) -> tuple[Tensor, Tensor]:
+def _definition(query, gallery, k, metric, excluded, chunk, base, total) -> tuple[Tensor, Tensor]:
     """Any device: float64 products tile by tile, each merged by a stable sort, which keeps lower indices first."""
-    check_finite("gallery", gallery)
+    check_finite("gallery", gallery, base)
     width = chunk or MOST_COLUMNS
     step = max(1, TILE // (8 * width))
-    dist, index = [], []
+    keys, index = [], []
     for start in range(0, len(query), step):
         q = query[start : start + step].double()
         best = q.new_full((len(q), k), torch.inf)
         found = torch.full((len(q), k), -1, device=q.device)
-        for first in range(0, len(gallery), width):
-            keys = _keys(q, gallery[first : first + width].double(), metric)
-            mask = excluded(start, start + len(q), first, first + keys.size(1))
-            rows = torch.arange(first, first + keys.size(1), device=q.device).expand_as(keys)
+        for columns, part, size in grid(base, len(gallery), total, width):
+            tile = _keys(q, padded(gallery[columns].double(), part, size), metric)[:, part]
+            mask = excluded(start, start + len(q), columns.start, columns.stop)
+            rows = torch.arange(columns.start, columns.stop, device=q.device).expand_as(tile)
             if mask is not None:
-                keys, rows = keys.masked_fill(mask, torch.inf), rows.masked_fill(mask, -1)
-            best, order = torch.cat([best, keys], 1).sort(dim=1, stable=True)
+                tile, rows = tile.masked_fill(mask, torch.inf), rows.masked_fill(mask, -1)
+            best, order = torch.cat([best, tile], 1).sort(dim=1, stable=True)
             best, found = best[:, :k], torch.cat([found, rows], 1).gather(1, order[:, :k])
-        dist.append(-best if metric == "dot" else best)
+        keys.append(best)
         index.append(found)
-    return torch.cat(dist).to(torch.promote_types(query.dtype, torch.float32)), torch.cat(index)
+    return torch.cat(keys), torch.cat(index)
 
 
 def _keys(query: Tensor, gallery: Tensor, metric: str) -> Tensor:
     if metric in ("euclidean", "sqeuclidean"):
-        dist = torch.cdist(query, gallery, compute_mode="donot_use_mm_for_euclid_dist")
-        return dist if metric == "euclidean" else dist.square()
+        return torch.cdist(query, gallery, compute_mode="donot_use_mm_for_euclid_dist").square()
     dot = query @ gallery.T
     if metric == "dot":
         return -dot

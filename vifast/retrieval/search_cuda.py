@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vifast.kernels._extension import _CUDA
-from vifast.retrieval.products import keyed_rows, norms, origin_of, working_dtype
+from vifast.retrieval.products import keyed_rows, norms, origin_of
 
 MOST = 2048  # neighbours whose candidates fit the shared memory of every supported card
 STATE = 64 * 2**20  # bytes of candidates of the queries that are searched together
@@ -20,7 +20,7 @@ def can_search_cuda(query: Tensor, k: int) -> bool:
 
 
 def search_cuda(query, gallery, k, metric, excluded, chunk) -> tuple[Tensor, Tensor]:
-    """As ``search``, of finite features; ``excluded`` gives the mask of a tile."""
+    """float64 keys (smaller is nearer) and rows of finite features; ``excluded`` gives the mask of a tile."""
     query, gallery = query.contiguous(), gallery.contiguous()
     kind = "sqeuclidean" if metric == "euclidean" else metric
     room = 1 << (max(2 * k, k + _CUDA.TOPK_BLOCK) - 1).bit_length()
@@ -30,8 +30,7 @@ def search_cuda(query, gallery, k, metric, excluded, chunk) -> tuple[Tensor, Ten
         for start in range(0, len(query), step)
     ]
     key, index = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    dist = -key if metric == "dot" else key.sqrt() if metric == "euclidean" else key
-    return dist.to(working_dtype(query.dtype)), index
+    return key, index
 
 
 def _search_block(query, gallery, k, kind, excluded, start, chunk, room):
