@@ -1,6 +1,7 @@
 """Exact retrieval without the query x gallery matrix: search, and the metrics of ranked galleries."""
 
 from vifast.retrieval import protocols
+from vifast.retrieval.faiss_index import from_faiss, search_faiss, to_faiss
 from vifast.retrieval.gallery import Gallery
 from vifast.retrieval.metrics import evaluate, evaluate_distance
 from vifast.retrieval.ranking import RankMetrics
@@ -16,8 +17,11 @@ __all__ = [
     "evaluate",
     "evaluate_distance",
     "evaluate_trials",
+    "from_faiss",
     "protocols",
     "rerank",
     "rerank_distance",
     "search",
+    "search_faiss",
+    "to_faiss",
 ]
