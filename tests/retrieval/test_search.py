@@ -10,7 +10,7 @@ import torch
 
 from vifast.kernels import _C
 from vifast.retrieval import search
-from vifast.retrieval.search import _definition, distances
+from vifast.retrieval.search import _definition, _Rows, distances
 
 HERE = Path(__file__).parent  # not the root, whose bare package would hide an installed one
 METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
@@ -131,8 +131,8 @@ def test_coarse_products_are_given_up(monkeypatch, products):
     gallery = torch.randn(600, 40, generator=generator) + 30
     expected = oracle.neighbours(gallery[:50].double(), gallery.double(), 10, "cosine", None)
     types = []
-    mm = torch.mm
-    monkeypatch.setattr(torch, "mm", lambda a, b, out: types.append(a.dtype) or mm(a, b, out=out))
+    multiply = _Rows.products
+    monkeypatch.setattr(_Rows, "products", lambda a, b, out: types.append(out.dtype) or multiply(a, b, out))
     agree(search(gallery[:50], gallery, 10, chunk=100), expected, exact=False)
     half = products == "bfloat16"
     assert types == [torch.bfloat16 if half else torch.float32] + 5 * [torch.float32]

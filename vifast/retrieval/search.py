@@ -163,12 +163,18 @@ class _Rows:
 
     def __init__(self, rows: Tensor, half: bool, threads: int):
         self.norm, self.lost = torch.empty(len(rows), dtype=torch.float64), None
-        self.data = rows
         if half:
             self.data, self.lost = torch.empty_like(rows, dtype=torch.bfloat16), torch.empty_like(self.norm)
             _C.round_rows(rows, self.data, self.norm, self.lost, threads)
         else:
+            self.data = _C.PackedRows(rows, None, threads)
             _C.row_norms(rows, self.norm, threads)
+
+    def products(self, other: "_Rows", out: Tensor) -> Tensor:
+        if self.lost is None:
+            self.data.products(other.data, out, torch.get_num_threads())
+            return out
+        return torch.mm(self.data, other.data.T, out=out)
 
 
 def _search_block(query, gallery, k, metric, excluded, start, chunk, room, keys, index, half) -> bool:
@@ -188,14 +194,14 @@ def _search_block(query, gallery, k, metric, excluded, start, chunk, room, keys,
     slots = torch.empty(n, room, _C.TOPK_WORDS, dtype=torch.int64)
     count = torch.zeros(n, dtype=torch.int64)
     worst = torch.full((n,), torch.inf, dtype=torch.float64)
-    width = min(chunk or max(256, min(TILE // (own.data.itemsize * n), MOST_COLUMNS)), len(gallery))
-    products = own.data.new_empty(n * width)
+    width = min(chunk or max(256, min(TILE // ((2 if half else 4) * n), MOST_COLUMNS)), len(gallery))
+    products = torch.empty(n * width, dtype=torch.bfloat16 if half else torch.float32)
     for first in range(0, len(gallery), width):
         rows = gallery[first : first + width].float()
         other = _Rows(rows if origin is None else rows - origin, half, threads)
         if not bool(other.norm.isfinite().all()):
             check_finite("gallery", gallery)
-        tile = torch.mm(own.data, other.data.T, out=products[: n * len(rows)].view(n, len(rows)))
+        tile = own.products(other, products[: n * len(rows)].view(n, len(rows)))
         mask = excluded(start, start + n, first, first + len(rows))
         scored = fold(
             tile, first, kind, exact_query, own.norm, own.lost, gallery, other.norm, other.lost, mask, k, slots, count,
