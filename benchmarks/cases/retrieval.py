@@ -11,16 +11,19 @@ RERANKABLE = 10_000  # rows of both sets beyond which the classic re-ranking tak
 SORTABLE = 12_000_000  # pairs beyond which the sorting evaluator takes minutes
 
 
+def _around(centers, generator):
+    """Unit rows, one near each centre."""
+    return torch.nn.functional.normalize(centers + 2 * torch.randn(centers.shape, generator=generator))
+
+
 def _gallery(q, g, d, device):
     ids = IDENTITIES.get(g, 16)
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(ids, d, generator=generator)
     query_ids, gallery_ids = (torch.randint(0, ids, (n,), generator=generator) for n in (q, g))
-    query = centers[query_ids] + 2 * torch.randn(q, d, generator=generator)
-    gallery = centers[gallery_ids] + 2 * torch.randn(g, d, generator=generator)
+    rows = [_around(centers[x], generator).to(device) for x in (query_ids, gallery_ids)]
     query_cams = torch.where(torch.rand(q, generator=generator) < 0.5, 3, 6)
     gallery_cams = torch.tensor([1, 2, 4, 5])[torch.randint(0, 4, (g,), generator=generator)]
-    rows = [torch.nn.functional.normalize(x).to(device) for x in (query, gallery)]
     return (*rows, *(x.to(device) for x in (query_ids, gallery_ids, query_cams, gallery_cams)))
 
 
@@ -37,6 +40,44 @@ def _evaluate(q, g, d, device="cpu"):
 
     providers = {"floor": lambda: torch.mm(query, gallery.T, out=out), "vifast": ours}
     return providers | ({"numpy_sort": numpy_sort} if q * g < SORTABLE else {})
+
+
+def _evaluate_trials(q, groups, shots, d, device="cpu"):
+    """Ten galleries as SYSU-MM01 draws them: ``shots`` of about 22 images of each person by each camera."""
+    images, trials = 22, 10
+    generator = torch.Generator().manual_seed(0)
+    group, people = torch.arange(groups).repeat_interleave(images), -(-groups * 96 // 301)
+    centers = torch.randn(people, d, generator=generator)
+    ids = (torch.randint(0, people, (q,), generator=generator), group % people)
+    query, gallery = (_around(centers[x], generator).to(device) for x in ids)
+    query_cams = torch.where(torch.rand(q, generator=generator) < 0.5, 3, 6)
+    labels = (*ids, query_cams, torch.tensor([1, 2, 4, 5])[group // people])
+    drawn = [
+        (torch.rand(groups, images, generator=generator).argsort(1)[:, :shots] + images * torch.arange(groups)[:, None])
+        .flatten()
+        .sort()[0]
+        for _ in range(trials)
+    ]
+    union = gallery[torch.cat(drawn).unique().to(device)]
+    out = torch.empty(q, len(union), device=device)
+    how = {"exclude": "sysu", "cmc": "identity"}
+
+    def one_by_one():
+        for rows in drawn:
+            part = [x[rows] if i % 2 else x for i, x in enumerate(labels)]
+            retrieval.evaluate(query, gallery[rows.to(device)], *part, **how)
+
+    def numpy_sort():
+        for rows in drawn:
+            part = [(x[rows] if i % 2 else x).numpy() for i, x in enumerate(labels)]
+            rivals.evaluate_by_sorting(-(query @ gallery[rows.to(device)].T).cpu().numpy(), *part)
+
+    providers = {
+        "floor": lambda: torch.mm(query, union.T, out=out),
+        "vifast": lambda: retrieval.evaluate_trials(query, gallery, *labels, trials=drawn, **how),
+        "one_by_one": one_by_one,
+    }
+    return providers | ({"numpy_sort": numpy_sort} if trials * q * groups * shots < SORTABLE else {})
 
 
 def _evaluate_distance(q, g, device="cpu"):
@@ -113,6 +154,7 @@ def _rerank_distance(q, g, device="cpu"):
 
 CASES = (
     Case("evaluate", ((3803, 301, 2048), (3803, 3010, 2048), (2060, 2060, 2048), (7166, 8680, 2048)), _evaluate),
+    Case("evaluate_trials", ((3803, 301, 1, 2048), (3803, 301, 10, 2048)), _evaluate_trials),
     Case(
         "evaluate_distance", ((3803, 301), (3803, 3010), (2060, 2060), (7166, 8680), (10000, 20000)), _evaluate_distance
     ),
