@@ -1,7 +1,10 @@
 """The commands on feature files."""
 
 import json
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,6 +286,20 @@ def test_wrong_input_is_one_line_and_leaves_nothing(vifast, bad, arguments, mess
     assert error.startswith(f"vifast: {message}")
     assert error.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == bad
+
+
+def test_the_commands_of_the_page_run(vifast, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "retrieval.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    python = [
+        block for block in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "savez" in block
+    ]
+    exec(python[0], {})
+    (shell,) = re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    for line in shell.splitlines():
+        assert vifast(*shlex.split(line)[1:])[0] == 0
+    written = {"scores.json", "scores.html", "neighbours.npz", "neighbours.html", "distances.npy", "reranked.html"}
+    assert {path.name for path in tmp_path.iterdir()} == {"query.npz", "gallery.npz", "nearest.npz"} | written
 
 
 def test_load_maps_files_and_keeps_labels(files):
