@@ -7,6 +7,7 @@
 
 #include "bind/search_types.h"
 #include "ranking_cuda.h"
+#include "rerank_cuda.h"
 #include "topk.h"
 #include "topk_cuda.h"
 
@@ -105,6 +106,54 @@ void define_topk(py::module_& m, const std::string& type) {
         "Scores the candidates in float64 and puts the best k first, in order.");
 }
 
+void checked(const char* name, const char* error) {
+  if (error != nullptr) throw std::runtime_error(std::string(name) + ": " + error);
+}
+
+void rerank_reciprocal(py::object lists, int64_t width, py::object set, py::object count, uintptr_t stream) {
+  constexpr int32_t kGpu = dlpack::kCUDA;
+  TensorView l(lists, "lists"), s(set, "set"), c(count, "count");
+  const int32_t* pl = l.data<int32_t>({-1, -1}, kGpu);
+  const int64_t n = l.size(0), length = l.size(1);
+  if (width < 1 || width > length) throw py::value_error("width: expected 1 to " + std::to_string(length));
+  checked("rerank_reciprocal", reciprocal_cuda(pl, n, length, width, s.data<int32_t>({n, width}, kGpu), c.data<int32_t>({n}, kGpu),
+                                               l.device_id(), reinterpret_cast<void*>(stream)));
+}
+
+void rerank_joins(py::object wide, py::object wide_count, py::object narrow, py::object narrow_count, py::object joins, uintptr_t stream) {
+  constexpr int32_t kGpu = dlpack::kCUDA;
+  TensorView w(wide, "wide"), s(narrow, "narrow"), j(joins, "joins");
+  JoinJob job{};
+  job.wide = w.data<int32_t>({-1, -1}, kGpu);
+  job.wide_width = w.size(1);
+  job.wide_count = TensorView(wide_count, "wide_count").data<int32_t>({w.size(0)}, kGpu);
+  job.narrow = s.data<int32_t>({w.size(0), -1}, kGpu);
+  job.narrow_width = s.size(1);
+  job.narrow_count = TensorView(narrow_count, "narrow_count").data<int32_t>({w.size(0)}, kGpu);
+  job.joins = reinterpret_cast<uint8_t*>(j.data<bool>({-1, job.wide_width}, kGpu));
+  job.rows = j.size(0);
+  if (job.rows > w.size(0)) throw py::value_error("joins: expected at most the rows of wide");
+  checked("rerank_joins", joins_cuda(job, w.device_id(), reinterpret_cast<void*>(stream)));
+}
+
+void rerank_jaccard(py::object begin, py::object column, py::object value, py::object by_column, py::object row, py::object held,
+                    py::object most, float jaccard, float original, py::object dist, uintptr_t stream) {
+  constexpr int32_t kGpu = dlpack::kCUDA;
+  TensorView d(dist, "dist"), c(column, "column"), b(by_column, "by_column"), r(row, "row");
+  JaccardJob job{};
+  job.dist = d.data<float>({-1, -1}, kGpu);
+  job.queries = d.size(0), job.gallery = d.size(1);
+  job.begin = TensorView(begin, "begin").data<int64_t>({job.queries + 1}, kGpu);
+  job.column = c.data<int32_t>({-1}, kGpu);
+  job.value = TensorView(value, "value").data<float>({c.size(0)}, kGpu);
+  job.by_column = b.data<int64_t>({-1}, kGpu);
+  job.row = r.data<int32_t>({-1}, kGpu);
+  job.held = TensorView(held, "held").data<float>({r.size(0)}, kGpu);
+  job.most = TensorView(most, "most").data<float>({job.queries}, kGpu);
+  job.blend = {jaccard, original};
+  checked("rerank_jaccard", jaccard_cuda(job, d.device_id(), reinterpret_cast<void*>(stream)));
+}
+
 }  // namespace
 
 }  // namespace vifast
@@ -124,4 +173,11 @@ PYBIND11_MODULE(_CUDA, m) {
   vifast::define_topk<double, double>(m, "float64");
   vifast::define_topk<vifast::Float16Bits, float>(m, "float16");
   vifast::define_topk<vifast::BFloat16Bits, float>(m, "bfloat16");
+  m.def("rerank_reciprocal", &vifast::rerank_reciprocal, py::arg("lists"), py::arg("width"), py::arg("set"), py::arg("count"),
+        py::arg("stream"), "Reciprocal neighbours of every row.");
+  m.def("rerank_joins", &vifast::rerank_joins, py::arg("wide"), py::arg("wide_count"), py::arg("narrow"), py::arg("narrow_count"),
+        py::arg("joins"), py::arg("stream"), "Which members of every row's set add their own.");
+  m.def("rerank_jaccard", &vifast::rerank_jaccard, py::arg("begin"), py::arg("column"), py::arg("value"), py::arg("by_column"),
+        py::arg("row"), py::arg("held"), py::arg("most"), py::arg("jaccard"), py::arg("original"), py::arg("dist"), py::arg("stream"),
+        "Re-ranked distances of a block of queries, in place.");
 }

@@ -52,9 +52,11 @@ struct TileDistance {
   bool root;
 };
 
-// Rows [r0, r1) of a tile: out (may be null, `stride` apart) = distances, most = max(most, distances).
+// Rows [r0, r1) of a tile: most = max(most, distances). out (may be null, `stride` apart) = distances before the root; close
+// [rows] = whether one of them is below kClose of its squared norms, where a product has lost digits.
+constexpr float kClose = 1.0f / 64;
 VIFAST_DECLARE(tile_distances, (const float* tile, int64_t r0, int64_t r1, int64_t cols, TileDistance how, const float* row_sq,
-                                const float* col_sq, float* out, int64_t stride, float* most))
+                                const float* col_sq, float* out, int64_t stride, uint8_t* close, float* most))
 
 // out [cols, rows] = the tile's columns [c0, c1) as rows.
 VIFAST_DECLARE(flip_tile, (const float* tile, int64_t rows, int64_t cols, int64_t c0, int64_t c1, float* out))

@@ -45,11 +45,14 @@ VIFAST_HD int32_t reciprocal_of(const int32_t* lists, int64_t length, int64_t n,
   return count;
 }
 
-// Whether a set shares more than two thirds of its members with `base`.
+// More than two thirds of a set of n.
+VIFAST_HD bool enough(int32_t shared, int32_t n) { return 3 * shared > 2 * n; }
+
+// Whether a set shares that many of its members with `base`.
 VIFAST_HD bool joins(const int32_t* set, int32_t n, const int32_t* base, int32_t base_n) {
   int32_t shared = 0;
   for (int32_t k = 0; k < n; ++k) shared += is_member(base, base_n, set[k]);
-  return 3 * shared > 2 * n;
+  return enough(shared, n);
 }
 
 // One more column of the two rows in the overlap of their weights.
@@ -62,13 +65,22 @@ struct Blend {  // weights of the two distances: 1 - lambda (rounded to half pre
   float jaccard, original;
 };
 
-// (1 - lambda) J + lambda O with J = 1 - t / (2 - t). The parts are added in double so that no compiler fuses their product:
-// the sum of two floats is the same rounded from either.
+// The sum of two products, each rounded. A compiler that fuses one of them into the sum would change the bits; on the host the
+// sum is made in double, whose rounding to float is the same and which cannot be fused with a float product.
+VIFAST_HD float sum_of_products(float a, float b, float c, float d) {
+#ifdef __CUDA_ARCH__
+  return __fadd_rn(__fmul_rn(a, b), __fmul_rn(c, d));
+#else
+  return static_cast<float>(static_cast<double>(a * b) + static_cast<double>(c * d));
+#endif
+}
+
+// (1 - lambda) J + lambda O with J = 1 - t / (2 - t).
 template <bool half>
 VIFAST_HD float blended(float t, float original, Blend w) {
   const float j = stored<half>(1.0f - stored<half>(t / stored<half>(2.0f - t)));
-  const float a = stored<half>(w.jaccard * j), b = w.original * original;
-  return static_cast<float>(static_cast<double>(a) + static_cast<double>(b));
+  return half ? sum_of_products(stored<half>(w.jaccard * j), 1.0f, w.original, original)
+              : sum_of_products(w.jaccard, j, w.original, original);
 }
 
 // A distance as a share of its row's largest; 0 in a row of zeros.

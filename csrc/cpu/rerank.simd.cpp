@@ -51,29 +51,31 @@ void nearest_most(const float* x, bool each, int64_t n, float* most, bool* finit
 }
 
 void tile_distances(const float* tile, int64_t r0, int64_t r1, int64_t cols, TileDistance how, const float* row_sq,
-                    const float* col_sq, float* out, int64_t stride, float* most) {
+                    const float* col_sq, float* out, int64_t stride, uint8_t* close, float* most) {
+  // The distance of a product p: base - scale p, of unit rows or not.
+  const bool cosine = how.metric == Metric::cosine;
+  const float scale = cosine ? 1.0f : 2.0f, weight = cosine ? 0.0f : 1.0f;
   for (int64_t r = r0; r < r1; ++r) {
     const float* row = tile + r * cols;
+    const float offset = cosine ? 1.0f : row_sq[r];
     float best = 0;
-    // The distance of a product p: offset + (base - scale p), rows of unit length or not.
-    const bool cosine = how.metric == Metric::cosine;
-    const float offset = cosine ? 1.0f : row_sq[r], scale = cosine ? 1.0f : 2.0f, weight = cosine ? 0.0f : 1.0f;
-    float* line = out ? out + r * stride : nullptr;
-    if (line) {
-#pragma omp simd
+    if (out) {
+      float* line = out + r * stride;
+      int32_t any = 0;
+#pragma omp simd reduction(max : best) reduction(| : any)
       for (int64_t c = 0; c < cols; ++c) {
-        const float d = (offset + weight * col_sq[c]) - scale * row[c];
+        const float base = offset + weight * col_sq[c], d = base - scale * row[c];
+        best = d > best ? d : best;
+        any |= d < kClose * base;
         line[c] = d > 0 ? d : 0.0f;
       }
-      if (how.root) {
-#pragma omp simd
-        for (int64_t c = 0; c < cols; ++c) line[c] = __builtin_sqrtf(line[c]);
-      }
-    }
+      close[r] = any != 0;
+    } else {
 #pragma omp simd reduction(max : best)
-    for (int64_t c = 0; c < cols; ++c) {
-      const float d = (offset + weight * col_sq[c]) - scale * row[c];
-      best = d > best ? d : best;
+      for (int64_t c = 0; c < cols; ++c) {
+        const float d = (offset + weight * col_sq[c]) - scale * row[c];
+        best = d > best ? d : best;
+      }
     }
     if (how.root) best = __builtin_sqrtf(best);
     if (best > most[r]) most[r] = best;

@@ -45,6 +45,37 @@ std::vector<float> origin_of(const RerankRows& x, int threads) {
 
 const float* data_of(const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); }
 
+// Exact distances of row i to rows of the whole; entries is scratch.
+template <class Each>
+void score_row(const RerankRows& x, int64_t i, std::vector<Candidate>& entries, Each each) {
+  const int64_t width = x.rows.d * (x.rows.type == RowType::float64 ? 8 : 4);
+  const void* own = static_cast<const char*>(x.rows.data) + i * width;
+  VIFAST_DISPATCH(topk_score, x.how.metric, own, x.rows, entries.data(), static_cast<int64_t>(entries.size()), nullptr);
+  for (size_t k = 0; k < entries.size(); ++k) each(k, entries[k].index, entries[k].lower);
+}
+
+// Rows [r0, r1) of a tile of products become distances in `out`; those of close pairs are direct differences.
+void write_distances(const RerankRows& x, const float* tile, const Packed& a, int64_t a0, int64_t r0, int64_t r1,
+                     const Packed& b, int64_t b0, int64_t cols, float* out, int64_t stride, float* most) {
+  const float *row_sq = a.sq.data() + a0, *col_sq = b.sq.data() + b0;
+  std::vector<uint8_t> close(r1);
+  VIFAST_DISPATCH(tile_distances, tile, r0, r1, cols, x.how, row_sq, col_sq, out, stride, close.data(), most);
+  std::vector<Candidate> entries;
+  for (int64_t r = r0; r < r1; ++r) {
+    float* line = out + r * stride;
+    if (close[r]) {
+      entries.clear();
+      for (int64_t c = 0; c < cols; ++c) {
+        const float base = x.how.metric == Metric::cosine ? 1.0f : row_sq[r] + col_sq[c];
+        if (line[c] <= kClose * base) entries.push_back({0, 1, b.first + b0 + c});
+      }
+      score_row(x, a.first + a0 + r, entries,
+                [&](size_t, int64_t j, double dist) { line[j - b.first - b0] = static_cast<float>(dist); });
+    }
+    for (int64_t c = 0; x.how.root && c < cols; ++c) line[c] = std::sqrt(line[c]);
+  }
+}
+
 template <class T>
 struct Lister {
   const RerankRows x;
@@ -75,7 +106,12 @@ struct Lister {
     const TopkTile products{tile, false};
     const RowNorms norms{a.norm.data() + a0, nullptr};
     parallel_for(n, grain, threads, [&](int64_t r0, int64_t r1) {
-      VIFAST_DISPATCH(tile_distances, tile, r0, r1, m, x.how, a.sq.data() + a0, b.sq.data() + b0, out, stride, most + first);
+      if (out) {
+        write_distances(x, tile, a, a0, r0, r1, b, b0, m, out, stride, most + first);
+      } else {
+        VIFAST_DISPATCH(tile_distances, tile, r0, r1, m, x.how, a.sq.data() + a0, b.sq.data() + b0, nullptr, 0, nullptr,
+                        most + first);
+      }
       if (listed) topk_fold(products, columns, x.how.metric, row(first), norms, x.rows, r0, r1, from(first));
     });
   }
@@ -135,24 +171,20 @@ void feature_distances(RerankRows x, int64_t q0, int64_t q1, float* dist, int th
     products(queries.rows, gallery.rows, t, false, tile.get(), t.cols, threads);
     std::vector<float> most(t.rows, 0.0f);
     parallel_for(t.rows, std::max<int64_t>(1, kGrain / t.cols), threads, [&](int64_t r0, int64_t r1) {
-      VIFAST_DISPATCH(tile_distances, tile.get(), r0, r1, t.cols, x.how, queries.sq.data() + t.row0, gallery.sq.data() + t.col0,
-                      dist + t.row0 * g + t.col0, g, most.data());
+      write_distances(x, tile.get(), queries, t.row0, r0, r1, gallery, t.col0, t.cols, dist + t.row0 * g + t.col0, g,
+                      most.data());
     });
   });
 }
 
 void feature_entries(RerankRows x, int64_t r0, int64_t r1, const int64_t* begin, const int32_t* column, float* value) {
-  const int64_t width = x.rows.d * (x.rows.type == RowType::float64 ? 8 : 4);
   std::vector<Candidate> entries;
   for (int64_t i = r0; i < r1; ++i) {
     entries.clear();
     for (int64_t e = begin[i]; e < begin[i + 1]; ++e) entries.push_back({0, 1, column[e]});
-    const void* own = static_cast<const char*>(x.rows.data) + i * width;
-    VIFAST_DISPATCH(topk_score, x.how.metric, own, x.rows, entries.data(), static_cast<int64_t>(entries.size()), nullptr);
-    for (size_t k = 0; k < entries.size(); ++k) {
-      const double dist = entries[k].lower;
+    score_row(x, i, entries, [&](size_t k, int64_t, double dist) {
       value[begin[i] + static_cast<int64_t>(k)] = static_cast<float>(x.how.root ? std::sqrt(dist) : dist);
-    }
+    });
   }
 }
 

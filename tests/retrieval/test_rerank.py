@@ -175,6 +175,14 @@ def test_a_shared_offset_does_not_hide_the_neighbours():
     np.testing.assert_allclose(rerank(query + 1e6, gallery + 1e6), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_copies_have_no_distance(metric):
+    query, _ = clusters(30, 1, 64)
+    result = rerank(query * 1000, query.repeat(2, 1) * 1000, metric=metric, lambda_=1)  # the original distance alone
+    assert result[range(30), range(30)].max() < 1e-7
+    assert torch.equal(result[:, :30], result[:, 30:])
+
+
 def test_defined_at_the_edges():
     one = torch.ones(1, 3)
     # Equal rows: no distance, so O is 0, both rows have the same weights, and nothing is left.

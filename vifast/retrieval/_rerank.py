@@ -64,13 +64,17 @@ def nearest_of_blocks(source, topk: int, finish) -> tuple[Tensor, Tensor]:
     """The ``topk`` smallest of every row of a matrix that is made in blocks by ``finish(distances, first row)``."""
     value = torch.empty(source.num_query, topk)
     index = torch.empty(source.num_query, topk, dtype=torch.int64)
-    gallery = source.rows - source.num_query
-    step = max(LEAST_BLOCK, BLOCK // (4 * gallery) // LEAST_BLOCK * LEAST_BLOCK)
+    step = block_rows(source.rows - source.num_query)
     for start in range(0, source.num_query, step):
         rows = slice(start, min(start + step, source.num_query))
         block = finish(source.block(rows.start, rows.stop), start)
         _C.smallest(block, topk, value[rows], index[rows], torch.get_num_threads())
     return value, index
+
+
+def block_rows(gallery: int) -> int:
+    """Queries of a block of distances."""
+    return max(LEAST_BLOCK, BLOCK // (4 * gallery) // LEAST_BLOCK * LEAST_BLOCK)
 
 
 def _weights(source, lists: Tensor, most: Tensor, wide: int, narrow: int, settings: Settings) -> Sparse:

@@ -8,6 +8,7 @@ from vifast.retrieval._arguments import as_tensor, check_finite, features, posit
 from vifast.retrieval._distances import Features, Matrices, Products, Stacked
 from vifast.retrieval._graph import graph
 from vifast.retrieval._rerank import Settings, k_reciprocal
+from vifast.retrieval.rerank_cuda import DeviceFeatures, can_rerank_cuda, k_reciprocal_cuda
 
 METRICS = ("sqeuclidean", "euclidean", "cosine")
 PRECISIONS = ("float32", "reference")
@@ -79,7 +80,8 @@ def rerank(
         Two copies of the features, about 2 kB a row for its candidates, and the output; never N x N. With ``topk``
         a block of 256 MiB of distances (at least 64 queries) instead of Q x G, for a second product of queries with
         the gallery. ``precision="reference"`` makes the full product of N x N twice, in blocks of 64 MiB.
-        Features on another device are brought to the CPU and the result back.
+        On a GPU with the CUDA extension all is done there, in tiles of 256 MiB; ``precision="reference"``,
+        ``method="gnn"`` and other devices bring the features to the CPU and the result back.
 
     Source:
         Zhong et al. 2017, Re-ranking person re-identification with k-reciprocal encoding; specs idkl 10. Graph: Zhang
@@ -106,6 +108,9 @@ def rerank(
         check_finite(name, value)
         if float(torch.linalg.vector_norm(value, dim=1, dtype=torch.float64).max()) > LARGEST_NORM:
             raise ValueError(f"{name}: expected rows of a norm of at most {LARGEST_NORM:g}")
+    exact = method == "k-reciprocal" and not settings.half
+    if exact and can_rerank_cuda(query, settings.widths(len(query) + len(gallery))[2]):
+        return k_reciprocal_cuda(DeviceFeatures(query, gallery, metric), settings, topk)
     device = query.device
     source = (Products if settings.half else Features)(query.cpu(), gallery.cpu(), metric)
     if method == "k-reciprocal":
