@@ -26,6 +26,7 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_class_centers(m);
   vifast::bind_graph_alignment(m);
   vifast::bind_prototype_alignment(m);
+  vifast::bind_unit_rows(m);
   vifast::bind_symmetric_kl(m);
   vifast::bind_entropy_hinge(m);
   vifast::bind_standardized_kl(m);

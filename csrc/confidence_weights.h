@@ -18,7 +18,7 @@ struct WeightPlan {
 
 // Rows [0, first) are the first modality, [first, n) the second. allowed [n] may be null. weights [n, n_temperatures]; mask [n]: work;
 // kept: mean of the mask over the masked modalities; theta: the new running threshold, of ema.
-void confidence_weights(const float* confidence, const float* allowed, int64_t n, int64_t first, const WeightPlan& plan, float* mask,
-                        float* weights, float* kept, float* theta);
+void confidence_weights(const float* confidence, const float* allowed, int64_t n, int64_t first, const WeightPlan& plan,
+                        float* mask, float* weights, float* kept, float* theta);
 
 }  // namespace vifast

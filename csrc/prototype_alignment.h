@@ -7,19 +7,11 @@
 
 namespace vifast {
 
-constexpr float kLeastRowNorm = 1e-12f;
-
-// inv[r] = 1 / max(|x_r|, kLeastRowNorm) for rows [r0, r1).
-VIFAST_DECLARE(inverse_norms, (const float* x, int64_t d, int64_t r0, int64_t r1, double* inv))
-
 // Rows [r0, r1) of products f_r . p_c become unit relations in place; inv_f, inv_p: inverse norms.
 VIFAST_DECLARE(relation_rows, (float* tile, int64_t cols, int64_t r0, int64_t r1, const double* inv_f, const double* inv_p, double tau))
 
 // Rows [r0, r1) of dL/dW become the factors of p_c in dL/d(unit f_r), in place.
 VIFAST_DECLARE(relation_backward_rows, (float* grad, const float* unit, int64_t cols, int64_t r0, int64_t r1, const double* inv_p,
                                         double tau))
-
-// Rows [r0, r1) of dL/d(unit x_r) become dL/dx_r, in place.
-VIFAST_DECLARE(unit_backward_rows, (float* grad, const float* x, int64_t d, int64_t r0, int64_t r1))
 
 }  // namespace vifast

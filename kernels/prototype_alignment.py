@@ -29,8 +29,7 @@ from vifast.kernels.graph_alignment import (
     graph_alignment_backward,
     graph_alignment_ref,
 )
-
-LEAST_NORM = 1e-12
+from vifast.kernels.unit_rows import LEAST_NORM, row_norm, unit_rows_backward
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -57,17 +56,6 @@ def prototype_alignment_ref(
 
 
 @triton.jit
-def _norm(x_ptr, row, n_cols, LEAST: tl.constexpr, BLOCK: tl.constexpr):
-    square = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, n_cols, BLOCK):
-        j = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * n_cols + j, mask=j < n_cols, other=0.0).to(tl.float32)
-        square += x * x
-    norm = tl.sqrt(tl.sum(square))
-    return tl.where(norm < LEAST, LEAST, norm)
-
-
-@triton.jit
 def _relation_kernel(
     student_ptr, teacher_ptr, lengths_ptr, w_student_ptr, w_teacher_ptr, n, n_cols, n_prototypes, tau,
     LEAST: tl.constexpr, BLOCK: tl.constexpr,
@@ -78,7 +66,7 @@ def _relation_kernel(
     row = tl.where(of_student, row, row - n)
     x_ptr = student_ptr if of_student else teacher_ptr
     w_ptr = (w_student_ptr if of_student else w_teacher_ptr) + row * n_prototypes
-    inverse = 1.0 / (_norm(x_ptr, row, n_cols, LEAST, BLOCK) * tau)
+    inverse = 1.0 / (row_norm(x_ptr, row, n_cols, LEAST, BLOCK) * tau)
     top = tl.full((BLOCK,), float("-inf"), tl.float32)
     for start in range(0, n_prototypes, BLOCK):
         j = start + tl.arange(0, BLOCK)
@@ -128,24 +116,6 @@ def _logit_gradient_kernel(
         dw = tl.load(dw_ptr + at + j, mask=j < n_prototypes, other=0.0)
         dz = w * (dw - share * w) / (_length(lengths_ptr, j, n_prototypes, LEAST) * tau)
         tl.store(out_ptr + at + j, dz, mask=j < n_prototypes)
-
-
-@triton.jit
-def _row_gradient_kernel(du_ptr, x_ptr, out_ptr, n_cols, LEAST: tl.constexpr, BLOCK: tl.constexpr):
-    """(dU - <dU, U> U) / |F| of one row, U = F / |F|."""
-    row = tl.program_id(0).to(tl.int64)
-    inverse = 1.0 / _norm(x_ptr, row, n_cols, LEAST, BLOCK)
-    along = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, n_cols, BLOCK):
-        j = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * n_cols + j, mask=j < n_cols, other=0.0).to(tl.float32)
-        along += x * inverse * tl.load(du_ptr + row * n_cols + j, mask=j < n_cols, other=0.0)
-    share = tl.sum(along) * inverse
-    for start in range(0, n_cols, BLOCK):
-        j = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + row * n_cols + j, mask=j < n_cols, other=0.0).to(tl.float32)
-        du = tl.load(du_ptr + row * n_cols + j, mask=j < n_cols, other=0.0)
-        tl.store(out_ptr + row * n_cols + j, (du - share * x) * inverse, mask=j < n_cols)
 
 
 prototype_alignment = Op("prototype_alignment", prototype_alignment_ref)
@@ -242,7 +212,7 @@ def _cpu_backward(grad, w_student, w_teacher, saved, dist_s, dist_t, student, pr
     step, _ = graph_alignment_backward.run(*graph)
     _C.prototype_backward(step, w_student, p, tau, threads)
     out = product(step, p.T, torch.empty_like(x))
-    _C.unit_backward(out, x, threads)
+    _C.unit_backward(out, x, out, threads)
     return out.to(student.dtype)
 
 
@@ -253,18 +223,13 @@ def _triton_backward(grad, w_student, w_teacher, saved, dist_s, dist_t, student,
     (n, d), k = student.shape, w_student.size(1)
     if n * d * k == 0:
         return _through_prototypes(dw, w_student, student, prototypes, tau)
-    x, table, out = (
-        student.detach().contiguous(),
-        prototypes.detach().float().contiguous(),
-        torch.empty_like(student, memory_format=torch.contiguous_format),
-    )
+    table = prototypes.detach().float().contiguous()
     dz, du = torch.empty_like(w_student), w_student.new_empty(n, d)
     with torch.cuda.device_of(student):
         lengths = table.norm(dim=1)
         _logit_gradient_kernel[(n,)](dw.contiguous(), w_student, lengths, dz, k, tau, LEAST=LEAST_NORM, **row_launch(k))
         torch.mm(dz, table, out=du)
-        _row_gradient_kernel[(n,)](du, x, out, d, LEAST=LEAST_NORM, **row_launch(d))
-    return out
+    return unit_rows_backward.run(du, student)
 
 
 def _setup(ctx, inputs, output):

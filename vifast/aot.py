@@ -149,6 +149,8 @@ LAUNCHES = {
         (_LOGITS[0], None, None, 60, "none", 0.0, True, *_TABLES, True, False),
     ],
     "softmax_confidence": [(_LOGITS[0],), (_HALF_LOGITS[0],)],
+    "unit_rows": [(_FEATURES[0],), (_HALF_LOGITS[0],)],
+    "unit_rows_backward": [(_FEATURES[0],) * 2, (_LOGITS[0], _HALF_LOGITS[0])],
     "weighted_triplet": [
         (*_SELF[:2], False, "exact"),
         (*_HALF[:2], True, "fast"),

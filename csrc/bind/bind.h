@@ -13,6 +13,7 @@ void bind_purifier(pybind11::module_& m);
 void bind_class_centers(pybind11::module_& m);
 void bind_graph_alignment(pybind11::module_& m);
 void bind_prototype_alignment(pybind11::module_& m);
+void bind_unit_rows(pybind11::module_& m);
 void bind_symmetric_kl(pybind11::module_& m);
 void bind_entropy_hinge(pybind11::module_& m);
 void bind_standardized_kl(pybind11::module_& m);

@@ -11,9 +11,9 @@ namespace vifast {
 
 namespace {
 
-void weights_of_confidence(py::object confidence, py::object allowed, py::object before, int64_t first, int32_t rule, double level, bool high,
-                           const std::vector<double>& fixed, const std::vector<double>& masked, bool rowwise, bool by_kept,
-                           py::object weights, py::object kept, py::object theta) {
+void weights_of_confidence(py::object confidence, py::object allowed, py::object before, int64_t first, int32_t rule, double level,
+                           bool high, const std::vector<double>& fixed, const std::vector<double>& masked, bool rowwise,
+                           bool by_kept, py::object weights, py::object kept, py::object theta) {
   const TensorView view(confidence, "confidence");
   const float* c = view.data<float>({-1});
   const int64_t n = view.size(0), n_t = static_cast<int64_t>(fixed.size()) / 2;
@@ -33,9 +33,10 @@ void weights_of_confidence(py::object confidence, py::object allowed, py::object
 }  // namespace
 
 void bind_confidence_weights(py::module_& m) {
-  m.def("confidence_weights", &weights_of_confidence, py::arg("confidence"), py::arg("allowed"), py::arg("before"), py::arg("first"),
-        py::arg("rule"), py::arg("level"), py::arg("high"), py::arg("fixed"), py::arg("masked"), py::arg("rowwise"), py::arg("by_kept"),
-        py::arg("weights"), py::arg("kept"), py::arg("theta"), "Factors of rows and temperatures, see csrc/confidence_weights.h.");
+  m.def("confidence_weights", &weights_of_confidence, py::arg("confidence"), py::arg("allowed"), py::arg("before"),
+        py::arg("first"), py::arg("rule"), py::arg("level"), py::arg("high"), py::arg("fixed"), py::arg("masked"),
+        py::arg("rowwise"), py::arg("by_kept"), py::arg("weights"), py::arg("kept"), py::arg("theta"),
+        "Factors of rows and temperatures, see csrc/confidence_weights.h.");
 }
 
 }  // namespace vifast

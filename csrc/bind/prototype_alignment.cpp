@@ -5,6 +5,7 @@
 #include "../packed_rows.h"
 #include "../parallel.h"
 #include "../tensor_view.h"
+#include "../unit_rows.h"
 #include "bind.h"
 #include "rows.h"
 
@@ -56,16 +57,6 @@ void prototype_backward(py::object grad, py::object w_student, py::object protot
   });
 }
 
-// grad [N, D], dL/d(unit rows), becomes dL/dfeat, in place.
-void unit_backward(py::object grad, py::object feat, int threads) {
-  const TensorView vx(feat, "feat");
-  const float* x = vx.data<float>({-1, -1});
-  const int64_t n = vx.size(0), d = vx.size(1);
-  float* g = TensorView(grad, "grad").data<float>({n, d});
-  py::gil_scoped_release release;
-  parallel_for(n, row_grain(d), threads, [&](int64_t r0, int64_t r1) { VIFAST_DISPATCH(unit_backward_rows, g, x, d, r0, r1); });
-}
-
 }  // namespace
 
 void bind_prototype_alignment(py::module_& m) {
@@ -73,7 +64,6 @@ void bind_prototype_alignment(py::module_& m) {
         py::arg("w_student"), py::arg("w_teacher"), py::arg("threads"), "Unit relations to prototypes, see csrc/prototype_alignment.h.");
   m.def("prototype_backward", &prototype_backward, py::arg("grad"), py::arg("w_student"), py::arg("prototypes"), py::arg("tau"),
         py::arg("threads"), "The gradient of the student's unit relations, as factors of the prototypes.");
-  m.def("unit_backward", &unit_backward, py::arg("grad"), py::arg("feat"), py::arg("threads"), "The gradient of rows divided by their norm.");
 }
 
 }  // namespace vifast

@@ -35,14 +35,16 @@ void mask_side(const float* confidence, const Side& side, const WeightPlan& plan
   } else if (plan.rule == MaskRule::percentile) {
     percentile_mask(confidence, n, plan.level, plan.high, mask);
   } else {
-    for (int64_t i = 0; i < n; ++i) mask[i] = (plan.high ? confidence[i] >= threshold : confidence[i] <= threshold) ? 1.0f : 0.0f;
+    for (int64_t i = 0; i < n; ++i) {
+      mask[i] = (plan.high ? confidence[i] >= threshold : confidence[i] <= threshold) ? 1.0f : 0.0f;
+    }
   }
 }
 
 }  // namespace
 
-void confidence_weights(const float* confidence, const float* allowed, int64_t n, int64_t first, const WeightPlan& plan, float* mask,
-                        float* weights, float* kept, float* theta) {
+void confidence_weights(const float* confidence, const float* allowed, int64_t n, int64_t first, const WeightPlan& plan,
+                        float* mask, float* weights, float* kept, float* theta) {
   const int64_t n_t = plan.n_temperatures;
   Side sides[2] = {{0, first, plan.fixed, plan.masked, false}, {first, n, plan.fixed + n_t, plan.masked + n_t, false}};
   for (Side& side : sides) side.on = std::any_of(side.masked, side.masked + n_t, [](double factor) { return factor != 0; });

@@ -8,14 +8,6 @@ namespace vifast::VIFAST_ISA {
 
 namespace {
 
-double inverse_norm(const float* x, int64_t d) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < d; ++k) sum += static_cast<double>(x[k]) * x[k];
-  const double norm = std::sqrt(sum);
-  return 1 / (norm < kLeastRowNorm ? kLeastRowNorm : norm);  // NaN stays NaN
-}
-
 double inner(const float* a, const float* b, int64_t d) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -24,10 +16,6 @@ double inner(const float* a, const float* b, int64_t d) {
 }
 
 }  // namespace
-
-void inverse_norms(const float* x, int64_t d, int64_t r0, int64_t r1, double* inv) {
-  for (int64_t r = r0; r < r1; ++r) inv[r] = inverse_norm(x + r * d, d);
-}
 
 void relation_rows(float* tile, int64_t cols, int64_t r0, int64_t r1, const double* inv_f, const double* inv_p, double tau) {
   for (int64_t r = r0; r < r1; ++r) {
@@ -59,16 +47,6 @@ void relation_backward_rows(float* grad, const float* unit, int64_t cols, int64_
     const double along = inner(g, w, cols);
 #pragma omp simd
     for (int64_t c = 0; c < cols; ++c) g[c] = static_cast<float>(w[c] * (g[c] - along * w[c]) * inv_p[c] / tau);
-  }
-}
-
-void unit_backward_rows(float* grad, const float* x, int64_t d, int64_t r0, int64_t r1) {
-  for (int64_t r = r0; r < r1; ++r) {
-    float* g = grad + r * d;
-    const float* row = x + r * d;
-    const double inv = inverse_norm(row, d), along = inner(g, row, d) * inv * inv;
-#pragma omp simd
-    for (int64_t k = 0; k < d; ++k) g[k] = static_cast<float>((g[k] - along * row[k]) * inv);
   }
 }
 

@@ -1,16 +1,10 @@
-import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from vifast import _checks
 
 METRICS = ("euclidean", "sqeuclidean", "cosine")
 REDUCTIONS = ("mean", "sum", "none")
 PRECISIONS = ("exact", "fast")
-
-
-def unit_rows(feat: Tensor) -> Tensor:
-    return normalize(feat.to(torch.promote_types(feat.dtype, torch.float32)), eps=1e-12)
 
 
 def reduced(loss: Tensor, reduction: str) -> Tensor:

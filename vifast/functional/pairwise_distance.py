@@ -1,8 +1,9 @@
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import METRICS, PRECISIONS, unit_rows
+from vifast.functional._common import METRICS, PRECISIONS
 from vifast.kernels.pairwise_distance import pairwise_distance as _pairwise_distance
+from vifast.kernels.unit_rows import unit_rows
 
 
 def pairwise_distance(

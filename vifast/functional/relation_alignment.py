@@ -1,8 +1,9 @@
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import PRECISIONS, unit_rows
+from vifast.functional._common import PRECISIONS
 from vifast.kernels.graph_alignment import graph_alignment
+from vifast.kernels.unit_rows import unit_rows
 
 
 def relation_alignment(

@@ -1,8 +1,9 @@
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reduced, reference_of, unit_rows
+from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reduced, reference_of
 from vifast.kernels.batch_hard import batch_hard
+from vifast.kernels.unit_rows import unit_rows
 
 
 def hard_pairs(
