@@ -72,7 +72,7 @@ def test_ctrl_c_says_how_to_go_on(vifast, sysu_root, tmp_path, monkeypatch):
         (["train", "agw-sysu", "--out", "x"], "data: expected the dataset's root folder"),
         (["train", "agw-sysu", "data=nowhere", "--out", "x"], "SYSU-MM01: folder not found: nowhere"),
         (["train", "agw-sysu"], "Missing option '--out'"),
-        (["synth", "--layout", "market", "--out", "x"], "layout: expected one of sysu, regdb, got 'market'"),
+        (["synth", "--layout", "market", "--out", "x"], "layout: expected one of sysu, regdb, llcm, vcm, got 'market'"),
         (["evaluate", "nowhere", "--data", "x"], "nowhere: not a run's folder"),
         (["frobnicate"], "No such command 'frobnicate'"),
         (["demo", "--seed", "-1"], "Invalid value for '--seed'"),

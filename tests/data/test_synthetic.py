@@ -1,11 +1,12 @@
 import hashlib
+import json
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vifast.data import synthetic
+from vifast.data import llcm, synthetic
 from vifast.data.matfile import read_mat
 
 
@@ -20,7 +21,7 @@ def ids_of(root, split):
 
 def test_sysu_layout(sysu_tree):
     names = set(digest(sysu_tree))
-    exp = {f"exp/{split}_id.txt" for split in ("train", "val", "test")} | {"exp/rand_perm_cam.mat"}
+    exp = {f"exp/{split}_id.txt" for split in ("train", "val", "test")} | {"exp/rand_perm_cam.mat", "counts.json"}
     assert exp <= names
     assert all(re.fullmatch(r"cam[1-6]/00(0[1-9]|1[0-6])/000[1-3]\.jpg", name) for name in names - exp)
     train, val, test = (ids_of(sysu_tree, split) for split in ("train", "val", "test"))
@@ -52,7 +53,7 @@ def test_regdb_layout(regdb_tree):
         for part in ("train", "test")
         for kind in ("visible", "thermal")
         for n in range(1, 11)
-    }
+    } | {"counts.json"}
     assert lists <= names
     assert all(re.fullmatch(r"(Visible|Thermal)/[1-8]/[vt]_0000[12]_[1-8]\.bmp", name) for name in names - lists)
     for n in range(1, 11):
@@ -69,6 +70,66 @@ def test_regdb_layout(regdb_tree):
         assert not ids["train", "visible"] & ids["test", "visible"]
 
 
+def test_llcm_layout(llcm_tree):
+    names = digest(llcm_tree)
+    train = r"(vis|nir)/00(0[1-9]|1[0-2])/00\d\d_c0[1-9]_s003_f0000[12]_(vis|nir)\.jpg"
+    test = r"test_(vis|nir)/cam[1-9]/00(0[1-9]|1[0-2])/00\d\d_c0[1-9]_s003_f0000[12]_(vis|nir)\.jpg"
+    lists = {f"idx/{part}_{kind}.txt" for part in ("train", "test") for kind in ("vis", "nir")}
+    others = lists | {"idx/test_id.txt", "counts.json"}
+    assert others <= set(names)
+    assert all(re.fullmatch(train, name) or re.fullmatch(test, name) for name in set(names) - others)
+    assert sorted(entry.name for entry in (llcm_tree / "test_vis").iterdir()) == [f"cam{n}" for n in range(1, 10)]
+    assert not (llcm_tree / "test_nir" / "cam3").exists()
+    ids = {int(word) for word in (llcm_tree / "idx" / "test_id.txt").read_text().split(",")}
+    assert len(ids) == 5
+    for kind in ("vis", "nir"):
+        listed = {}
+        for part in ("train", "test"):
+            lines = [line.split(" ") for line in (llcm_tree / "idx" / f"{part}_{kind}.txt").read_text().splitlines()]
+            listed[part] = {int(path.split("/")[1]) for path, _ in lines}
+            assert {int(label) for _, label in lines} == set(range(len(listed[part])))
+        assert listed["test"] == ids
+        assert listed["train"] == set(range(1, 13)) - ids
+        folder = {names[name] for name in names if name.startswith(f"test_{kind}/")}
+        assert folder == {names[path] for path, _ in lines}  # the same images in both layouts
+
+
+def test_vcm_layout(vcm_tree):
+    names = set(digest(vcm_tree))
+    info = {f"info/{name}.txt" for part in ("train", "test") for name in (f"{part}_name", f"track_{part}_info")}
+    info |= {"info/query_IDX.txt", "counts.json"}
+    assert info <= names
+    frames = [(vcm_tree / "info" / f"{part}_name.txt").read_text().splitlines() for part in ("train", "test")]
+    assert sorted(frames[0] + frames[1]) == sorted(names - info)
+    assert all(re.fullmatch(r"Test/000[1-8]/(rgb|ir)/D(\d|1[0-2])/000[1-4]\.jpg", name) for name in frames[1])
+    tracks = [[int(word) for word in line.split()] for line in (vcm_tree / "info" / "track_test_info.txt").open()]
+    assert [track[2] - track[1] + 1 for track in tracks] == [2 if n % 4 == 3 else 4 for n in range(3 * 6)]
+    for code, first, last, identity, camera in tracks:
+        kind = "ir" if code == 1 else "rgb"
+        assert {frame.rsplit("/", 1)[0] for frame in frames[1][first - 1 : last]} == {
+            f"Test/{identity:04d}/{kind}/D{camera}"
+        }
+    queries = [int(word) for word in (vcm_tree / "info" / "query_IDX.txt").read_text().split()]
+    assert queries == [n for n, track in enumerate(tracks, start=1) if track[0] == 1]
+
+
+def test_frames_of_a_tracklet_show_one_walk(vcm_tree):
+    """Neighbouring frames are more alike than frames of two tracklets, and no two are the same."""
+    folder = next((vcm_tree / "Train").glob("*/rgb/*"))
+    others = [path for path in (vcm_tree / "Train").glob("*/rgb/*") if path != folder]
+    frames, other = ([np.array(Image.open(f), float) for f in sorted(p.iterdir())[:2]] for p in (folder, others[0]))
+    near, far = (np.abs(frames[0] - image).mean() for image in (frames[1], other[0]))
+    assert 0 < near < 0.5 * far
+
+
+def test_counts_are_those_of_the_reader(llcm_tree, caplog):
+    counts = json.loads((llcm_tree / "counts.json").read_text())
+    assert counts["train identities"] == 7
+    assert counts["test visible images"] == 5 * 3 * 2
+    assert llcm.load(llcm_tree).counts == counts
+    assert not caplog.records
+
+
 def test_infrared_is_grey_and_visible_is_not(sysu_tree):
     for camera in range(1, 7):
         image = np.array(Image.open(next((sysu_tree / f"cam{camera}").rglob("*.jpg"))), dtype=int)
@@ -76,7 +137,7 @@ def test_infrared_is_grey_and_visible_is_not(sysu_tree):
         assert (np.ptp(image, axis=2).max() == 0) == (camera in (3, 6))
 
 
-@pytest.mark.parametrize("layout", ["sysu", "regdb"])
+@pytest.mark.parametrize("layout", ["sysu", "regdb", "llcm", "vcm"])
 def test_same_seed_same_bytes(layout, tmp_path):
     options = {"num_ids": 8, "size": (32, 32), "images_per_camera": 1}
     first, again, other = (
@@ -98,7 +159,7 @@ def test_more_people_leave_the_first_ones_as_they_were(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layout": "market"}, "layout: expected one of sysu, regdb, got 'market'"),
+        ({"layout": "market"}, "layout: expected one of sysu, regdb, llcm, vcm, got 'market'"),
         ({"num_ids": 7}, "num_ids: expected at least 8, got 7"),
         ({"num_test": 0}, "num_test: expected 1..6, got 0"),
         ({"num_test": 7}, "num_test: expected 1..6, got 7"),

@@ -11,6 +11,26 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 from vifast.data.records import Samples
 from vifast.data.transforms import Augment, normalize
 
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises for broken files
+
+
+def open_image(path: str | os.PathLike):
+    """Decode an image to its end: a Pillow image in RGB.
+
+    Raises:
+        ValueError: the file cannot be decoded; the message has its path.
+        FileNotFoundError: there is no such file.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except (*_BROKEN, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be decoded ({error})") from error
+
 
 def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     """Decode an image to RGB and resize it (bilinear) to `size` = (height, width): uint8 `[H, W, 3]`.
@@ -21,13 +41,7 @@ def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     """
     from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except FileNotFoundError:
-        raise
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken headers
-        raise ValueError(f"{path}: cannot be decoded ({error})") from error
+    image = open_image(path)
     return np.array(image if image.size == size[::-1] else image.resize(size[::-1], Image.Resampling.BILINEAR))
 
 

@@ -11,20 +11,31 @@ from pathlib import Path
 
 import numpy as np
 
-from vifast.data.records import INFRARED, VISIBLE, Dataset, make_samples, relabel, require
+from vifast.data import counts
+from vifast.data.damage import Damage, named_by
+from vifast.data.records import INFRARED, VISIBLE, Dataset, Row, make_samples, relabel, require
 
 NUM_SPLITS = 10
 CAMERAS = {"visible": 2, "thermal": 3}  # as the published evaluators number them
 _MODALITY = {"visible": VISIBLE, "thermal": INFRARED}
 
 
-def load(root: str | os.PathLike, *, split: int = 1, direction: str = "v2i") -> Dataset:
+def load(
+    root: str | os.PathLike,
+    *,
+    split: int = 1,
+    direction: str = "v2i",
+    on_damage: str = "error",
+    decode: bool = False,
+) -> Dataset:
     """Read RegDB.
 
     Args:
         root: folder that holds `Visible`, `Thermal` and `idx`.
         split: 1..10.
         direction: `"v2i"` searches the thermal gallery with visible queries, `"i2v"` the other way round.
+        on_damage: `"error"` raises at the first thing that is wrong; `"skip"` logs it and leaves it out.
+        decode: decode every image, which finds truncated files (about a millisecond an image).
 
     Returns:
         Dataset with one trial, the whole gallery.
@@ -37,29 +48,26 @@ def load(root: str | os.PathLike, *, split: int = 1, direction: str = "v2i") -> 
         raise ValueError(f"split: expected 1..{NUM_SPLITS}, got {split!r}")
     if direction not in ("v2i", "i2v"):
         raise ValueError(f'direction: expected "v2i" or "i2v", got {direction!r}')
+    damage = Damage("RegDB", on_damage, decode)
     root = require(Path(root), "folder", "RegDB")
-    visible, thermal = (_read_list(root, "train", kind, split) for kind in CAMERAS)
-    train, identities = relabel(make_samples(visible + thermal))
-    visible, thermal = (make_samples(_read_list(root, "test", kind, split)) for kind in CAMERAS)
-    query, gallery = (visible, thermal) if direction == "v2i" else (thermal, visible)
-    return Dataset("RegDB", root, train, query, gallery, identities, (np.arange(len(gallery)),))
+    parts = {}
+    for part in ("train", "test"):
+        rows = [row for kind in CAMERAS for row in _read_list(root, part, kind, split, damage)]
+        parts[part] = damage.in_both_modalities(damage.readable(rows))
+    kept = damage.not_tested(named_by(parts["train"]), named_by(parts["test"]))
+    train, identities = relabel(make_samples([row for row in parts["train"] if row.identity in kept]))
+    sides = (make_samples([row for row in parts["test"] if row.modality == m]) for m in (VISIBLE, INFRARED))
+    query, gallery = sides if direction == "v2i" else reversed(tuple(sides))
+    dataset = Dataset("RegDB", root, train, query, gallery, identities, (np.arange(len(gallery)),))
+    return counts.checked(dataset, damage.notes)
 
 
-def _read_list(root: Path, part: str, kind: str, split: int) -> list[tuple[Path, int, int, int]]:
-    path = require(root / "idx" / f"{part}_{kind}_{split}.txt", "file", "RegDB")
+def _read_list(root: Path, part: str, kind: str, split: int, damage: Damage) -> list[Row]:
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, _, label = line.strip().rpartition(" ")
-        if not name or not label.isdigit():
-            raise ValueError(f"{path}:{number}: expected `relative/path label`, got {line[:80]!r}")
+    for place, name, _ in damage.listed(root / "idx" / f"{part}_{kind}_{split}.txt"):
         image = root / name
-        if not image.parent.name.isdigit():
-            raise ValueError(f"{path}:{number}: expected an identity number as folder of the image, got {name!r}")
-        if not image.is_file():
-            raise FileNotFoundError(f"{path}:{number}: image not found: {image}")
-        rows.append((image, int(image.parent.name), CAMERAS[kind], _MODALITY[kind]))
-    if not rows:
-        raise ValueError(f"{path}:1: the list is empty")
+        if image.parent.name.isascii() and image.parent.name.isdigit():
+            rows.append(Row(image, int(image.parent.name), CAMERAS[kind], _MODALITY[kind], place))
+        else:
+            damage.found(ValueError(f"{place}: expected an identity number as folder of the image, got {name!r}"))
     return rows

@@ -50,15 +50,27 @@ def draw_camera(
 
 
 def take_picture(
-    camera: Camera, person: Person, rng: np.random.Generator, *, size: tuple[int, int], difficulty: float
+    camera: Camera,
+    person: Person,
+    rng: np.random.Generator,
+    *,
+    size: tuple[int, int],
+    difficulty: float,
+    walked: float = 0.0,
+    grain: np.random.Generator | None = None,
 ) -> np.ndarray:
-    """A picture of `person` by `camera`: uint8 `[H, W, 3]`; the three channels of an infrared picture are equal."""
+    """A picture of `person` by `camera`: uint8 `[H, W, 3]`; the three channels of an infrared picture are equal.
+
+    For the frames of a tracklet `rng` is each time the same anew: same pose, place, light and occlusion. `walked` is
+    how far, in radians of the gait, the person went since the first frame, which moves the legs and the background;
+    `grain` draws the sensor's noise of this frame (None takes `rng`).
+    """
     height, width = size
     azimuth = camera.azimuth + rng.normal(0.0, 0.3 + 0.9 * difficulty)
-    parts = pose(person, azimuth, rng.uniform(0.0, 2 * np.pi), rng.uniform(0.1, 0.55))
+    parts = pose(person, azimuth, rng.uniform(0.0, 2 * np.pi) + walked, rng.uniform(0.1, 0.55))
     frame = _draw_frame(camera, person, rng, size, difficulty)
     lit, cover = shade(rasterise(parts, frame), person.materials, "nir" if camera.infrared else "rgb", camera.light)
-    scene = _crop(camera.background, rng, size)
+    scene = _crop(camera.background, rng, size, shift=round(0.06 * size[1] * walked * np.sin(azimuth)))
     scene = scene * (1.0 - _shadow(frame, size, 0.25 if camera.infrared else 0.5)) * (1.0 - cover) + lit
     if rng.random() < 0.7 * difficulty:
         _occlude(scene, rng)
@@ -67,7 +79,9 @@ def take_picture(
     if rng.random() < 0.15 + 0.5 * difficulty:
         scene = _blur(scene)
     image = np.sqrt(np.clip(scene, 0.0, 1.0))  # close to the sRGB curve, and the cheapest power
-    image = image + rng.standard_normal((height, width, scene.shape[2]), np.float32) * np.float32(camera.noise)
+    image = image + (grain or rng).standard_normal((height, width, scene.shape[2]), np.float32) * np.float32(
+        camera.noise
+    )
     image = (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(image, (height, width, 3)))
 
@@ -119,9 +133,10 @@ def _smooth_noise(rng: np.random.Generator, height: int, width: int, *, step: in
     return lines[:, column] * (1 - x) + lines[:, column + 1] * x
 
 
-def _crop(background: np.ndarray, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+def _crop(background: np.ndarray, rng: np.random.Generator, size: tuple[int, int], shift: int) -> np.ndarray:
     top = rng.integers(0, background.shape[0] - size[0] + 1)
-    left = rng.integers(0, background.shape[1] - size[1] + 1)
+    room = background.shape[1] - size[1]
+    left = min(max(int(rng.integers(0, room + 1)) + shift, 0), room)
     return background[top : top + size[0], left : left + size[1]]
 
 

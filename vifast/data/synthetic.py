@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vifast.data import regdb, sysu
+from vifast.data import counts, llcm, regdb, sysu, vcm
+from vifast.data.layouts import READERS
 from vifast.data.matfile import write_mat
 from vifast.data.people import Person, draw_person
 from vifast.data.scene import Camera, draw_camera, take_picture
@@ -37,14 +38,15 @@ def write(
     """Write a dataset.
 
     Args:
-        layout: `"sysu"` or `"regdb"`.
+        layout: `"sysu"`, `"regdb"`, `"llcm"` (test images in both of its layouts) or `"vcm"`.
         out: folder to create. Written beside its final place first and renamed when complete.
         num_ids: identities, at least 8.
-        num_test: how many of them are for testing; by default a quarter (SYSU-MM01) or half (RegDB, drawn ten times).
+        num_test: how many of them are for testing; by default half (RegDB, where it is drawn ten times) or a quarter.
             Of the rest SYSU-MM01 lists a sixth as val.
         seed: any non-negative integer.
         size: height and width of the pictures, even numbers, at least 32 and 16.
-        images_per_camera: pictures of an identity by a camera, 1..255; default 4 (SYSU-MM01), 10 (RegDB).
+        images_per_camera: pictures of an identity by a camera in one modality, 1..255; default 4 (SYSU-MM01, LLCM) or
+            10 (RegDB). For HITSZ-VCM frames of a tracklet, default 12; every fourth tracklet has half as many.
         difficulty: 0 (studio) .. 1 (blurred, noisy, occluded, look-alikes).
 
     Returns:
@@ -59,7 +61,7 @@ def write(
     if num_ids < 8:
         raise ValueError(f"num_ids: expected at least 8, got {num_ids!r}")
     if num_test is None:
-        num_test = num_ids // (4 if layout == "sysu" else 2)
+        num_test = num_ids // (2 if layout == "regdb" else 4)
     if not 1 <= num_test <= num_ids - 2:
         raise ValueError(f"num_test: expected 1..{num_ids - 2}, got {num_test!r}")
     if seed < 0:
@@ -69,7 +71,7 @@ def write(
     if not 0.0 <= difficulty <= 1.0:
         raise ValueError(f"difficulty: expected 0..1, got {difficulty!r}")
     if images_per_camera is None:
-        images_per_camera = 4 if layout == "sysu" else 10
+        images_per_camera = {"regdb": 10, "vcm": 12}.get(layout, 4)
     if not 1 <= images_per_camera <= 255:
         raise ValueError(f"images_per_camera: expected 1..255, got {images_per_camera!r}")
     out = Path(out)
@@ -80,6 +82,8 @@ def write(
     try:
         draft.chmod(0o755)
         _LAYOUTS[layout](draft, _Studio(num_ids, num_test, seed, size, images_per_camera, difficulty))
+        counts.write(draft, {})  # nothing is expected yet
+        counts.write(draft, READERS[layout](draft).counts)
         os.replace(draft, out)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
@@ -119,11 +123,21 @@ class _Studio:
         **options,
     ) -> None:
         """Write the pictures of `person` by camera `number` into `folder`, called `name(n)`, n from 1."""
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for n in range(1, self.images_per_camera + 1):
             rng = self.rng(_PICTURES, identity, number, n)
             image = take_picture(camera, person, rng, size=self.size, difficulty=self.difficulty)
             Image.fromarray(image).save(folder / name(n), **options)
+
+    def film(self, camera: Camera, number: int, person: Person, identity: int, root: Path, names: list[str]) -> None:
+        """Write the frames of one tracklet: the person walks on from each to the next."""
+        (root / names[0]).parent.mkdir(parents=True)
+        for n, name in enumerate(names):
+            rng, grain = self.rng(_PICTURES, identity, number), self.rng(_PICTURES, identity, number, n + 1)
+            image = take_picture(
+                camera, person, rng, size=self.size, difficulty=self.difficulty, walked=0.5 * n, grain=grain
+            )
+            Image.fromarray(image).save(root / name, quality=92)
 
 
 def _write_sysu(root: Path, studio: _Studio) -> None:
@@ -183,4 +197,75 @@ def _write_regdb(root: Path, studio: _Studio) -> None:
                 (root / "idx" / f"{part}_{kind}_{split}.txt").write_text("\n".join(lines) + "\n")
 
 
-_LAYOUTS = {"sysu": _write_sysu, "regdb": _write_regdb}
+def _split(studio: _Studio) -> dict[str, list[int]]:
+    order = (studio.rng(_SPLITS).permutation(studio.num_ids) + 1).tolist()
+    return {"train": sorted(order[studio.num_test :]), "test": sorted(order[: studio.num_test])}
+
+
+def _write_llcm(root: Path, studio: _Studio) -> None:
+    """Everybody by three of the nine cameras; the test images both listed and, as hard links, in folders."""
+    (root / "idx").mkdir()
+    splits = _split(studio)
+    for kind, numbers in llcm.CAMERAS.items():
+        cameras = {n: studio.camera(n, infrared=kind == "nir", outdoor=n > 4) for n in numbers}
+        for number in numbers:
+            (root / f"test_{kind}" / f"cam{number}").mkdir(parents=True)
+        for part, ids in splits.items():
+            lines = []
+            for label, identity in enumerate(ids):
+                seen = studio.rng(_SPLITS, identity).choice(llcm.CAMERAS["vis"], 3, replace=False)
+                for number in sorted(set(seen.tolist()) & set(numbers)):
+                    stem = f"{identity:04d}_c{number:02d}_s{studio.seed % 1000:03d}"
+                    names = [f"{stem}_f{n:05d}_{kind}.jpg" for n in range(1, studio.images_per_camera + 1)]
+                    folder = root / kind / f"{identity:04d}"
+                    # One camera is two sensors: its infrared pictures are another stream of random numbers.
+                    stream = number + (len(llcm.CAMERAS["vis"]) if kind == "nir" else 0)
+                    person, name = studio.person(identity), ["", *names].__getitem__
+                    studio.shoot(cameras[number], stream, person, identity, folder, name, quality=92)
+                    lines += [f"{kind}/{folder.name}/{name} {label}" for name in names]
+                    if part == "test":
+                        _link(folder, names, root / f"test_{kind}" / f"cam{number}" / folder.name)
+            (root / "idx" / f"{part}_{kind}.txt").write_text("\n".join(lines) + "\n")
+    (root / "idx" / "test_id.txt").write_text(",".join(map(str, splits["test"])) + "\n")
+
+
+def _link(folder: Path, names: list[str], other: Path) -> None:
+    other.mkdir()
+    for name in names:
+        try:
+            os.link(folder / name, other / name)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(folder / name, other / name)
+
+
+def _write_vcm(root: Path, studio: _Studio) -> None:
+    """Everybody by three cameras, a tracklet in each modality; every fourth tracklet has half the frames."""
+    (root / "info").mkdir()
+    cameras = {
+        (number, infrared): studio.camera(number, infrared=infrared, outdoor=number > 6)
+        for number in range(1, 13)
+        for infrared in (True, False)
+    }
+    for part, ids in _split(studio).items():
+        frames, tracklets, queries = [], [], []
+        for identity in ids:
+            person = studio.person(identity)
+            seen = sorted((studio.rng(_SPLITS, identity).choice(12, 3, replace=False) + 1).tolist())
+            for infrared in (True, False):
+                for number in seen:
+                    count = studio.images_per_camera
+                    count = max(count // 2, 1) if len(tracklets) % 4 == 3 else count
+                    folder = f"{part.capitalize()}/{identity:04d}/{'ir' if infrared else 'rgb'}/D{number}"
+                    names = [f"{folder}/{n:04d}.jpg" for n in range(1, count + 1)]
+                    studio.film(cameras[number, infrared], number + 12 * infrared, person, identity, root, names)
+                    code = vcm.INFRARED_CODE if infrared else 2
+                    tracklets.append(f"{code} {len(frames) + 1} {len(frames) + count} {identity} {number}")
+                    frames += names
+                    queries += [len(tracklets)] if infrared else []
+        (root / "info" / f"{part}_name.txt").write_text("\n".join(frames) + "\n")
+        (root / "info" / f"track_{part}_info.txt").write_text("\n".join(tracklets) + "\n")
+    # The last part is the test.
+    (root / "info" / "query_IDX.txt").write_text(" ".join(map(str, queries)) + "\n")
+
+
+_LAYOUTS = {"sysu": _write_sysu, "regdb": _write_regdb, "llcm": _write_llcm, "vcm": _write_vcm}

@@ -9,13 +9,16 @@ a trial is drawn from their visible images.
 """
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from vifast import _draws
+from vifast.data import counts
+from vifast.data.damage import Damage
 from vifast.data.matfile import read_mat
-from vifast.data.records import INFRARED, VISIBLE, Dataset, Samples, make_samples, relabel, require
+from vifast.data.records import INFRARED, VISIBLE, Dataset, Row, Samples, make_samples, relabel, require
 
 CAMERAS = (1, 2, 3, 4, 5, 6)
 INFRARED_CAMERAS = (3, 6)
@@ -23,7 +26,15 @@ GALLERY_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
 NUM_TRIALS = _draws.NUM_TRIALS
 
 
-def load(root: str | os.PathLike, *, mode: str = "all", shots: int = 1, draw: str = "published") -> Dataset:
+def load(
+    root: str | os.PathLike,
+    *,
+    mode: str = "all",
+    shots: int = 1,
+    draw: str = "published",
+    on_damage: str = "error",
+    decode: bool = False,
+) -> Dataset:
     """Read SYSU-MM01.
 
     Args:
@@ -32,6 +43,8 @@ def load(root: str | os.PathLike, *, mode: str = "all", shots: int = 1, draw: st
         shots: gallery images per identity and camera, 1 or 10.
         draw: `"published"` takes the draws of `rand_perm_cam.mat`; `"agw"` draws with Python's generator seeded by the
             trial, as AGW does (which has one shot; ten are drawn in the same order, without replacement).
+        on_damage: `"error"` raises at the first thing that is wrong; `"skip"` logs it and leaves it out.
+        decode: decode every image, which finds truncated files (about a millisecond an image).
 
     Returns:
         Dataset with ten trials; `gallery` holds the visible test images of all four cameras in either mode.
@@ -46,48 +59,53 @@ def load(root: str | os.PathLike, *, mode: str = "all", shots: int = 1, draw: st
         raise ValueError(f"shots: expected 1 or 10, got {shots!r}")
     if draw not in ("published", "agw"):
         raise ValueError(f'draw: expected "published" or "agw", got {draw!r}')
+    damage = Damage("SYSU-MM01", on_damage, decode)
     root = require(Path(root), "folder", "SYSU-MM01")
-    for camera in CAMERAS:
-        require(root / f"cam{camera}", "folder", "SYSU-MM01")
-    train, identities = relabel(_collect(root, _read_ids(root, "train") + _read_ids(root, "val"), CAMERAS))
-    test_ids = _read_ids(root, "test")
-    query = _collect(root, test_ids, INFRARED_CAMERAS)
-    gallery = _collect(root, test_ids, GALLERY_CAMERAS["all"])
+    cameras = tuple(camera for camera in CAMERAS if damage.folder(root / f"cam{camera}"))
+    listed = {split: damage.identities(root / "exp" / f"{split}_id.txt") for split in ("train", "val", "test")}
+    train_ids = {**listed["val"], **listed["train"]}
+    kept = damage.not_tested(train_ids, listed["test"])
+    train = _collect(root, {i: place for i, place in train_ids.items() if i in kept}, cameras, damage)
+    test = _collect(root, listed["test"], cameras, damage, numbered=draw == "published")
+    train, identities = relabel(make_samples(train))
+    query = make_samples([row for row in test if row.modality == INFRARED])
+    gallery = make_samples([row for row in test if row.modality == VISIBLE])
     if draw == "published":
-        trials = _published_trials(root / "exp" / "rand_perm_cam.mat", gallery, GALLERY_CAMERAS[mode], shots)
+        trials = _published_trials(root / "exp" / "rand_perm_cam.mat", gallery, GALLERY_CAMERAS[mode], shots, damage)
     else:
         trials = _draws.at_random(gallery.labels, gallery.cams, cameras=GALLERY_CAMERAS[mode], shots=shots)
-    return Dataset("SYSU-MM01", root, train, query, gallery, identities, trials)
+    dataset = Dataset("SYSU-MM01", root, train, query, gallery, identities, trials)
+    size = f"gallery of a trial, {mode} search, {shots} shot{'s' if shots > 1 else ''}"
+    return counts.checked(dataset, damage.notes, {size: len(trials[0])})
 
 
-def _read_ids(root: Path, split: str) -> list[int]:
-    path = require(root / "exp" / f"{split}_id.txt", "file", "SYSU-MM01")
-    line = path.read_text().partition("\n")[0]
-    try:
-        ids = [int(word) for word in line.strip().rstrip(",").split(",")]
-    except ValueError:
-        raise ValueError(f"{path}:1: expected comma-separated identity numbers, got {line[:80]!r}") from None
-    return sorted(set(ids))
-
-
-def _collect(root: Path, ids: list[int], cameras: tuple[int, ...]) -> Samples:
-    """All images of `ids` in `cameras`, sorted by path as strings."""
-    rows, present = [], set()
+def _collect(
+    root: Path, ids: Mapping[int, str], cameras: tuple[int, ...], damage: Damage, *, numbered: bool = False
+) -> list[Row]:
+    """All images of `ids` (with the place that names them) in `cameras`, sorted by path as strings."""
+    rows = []
     for camera in cameras:
         modality = INFRARED if camera in INFRARED_CAMERAS else VISIBLE
         for identity in ids:
             images = (root / f"cam{camera}" / f"{identity:04d}").glob("*.jpg")  # yields nothing where absent
-            found = [(path, identity, camera, modality) for path in images]
-            rows += found
-            present |= {identity} if found else set()
-    for identity in ids:
-        if identity not in present:
-            wanted = ", ".join(f"cam{camera}" for camera in cameras)
-            raise ValueError(f"SYSU-MM01: identity {identity} of {root / 'exp'} has no image in {wanted} of {root}")
-    return make_samples(sorted(rows, key=lambda row: str(row[0])))
+            rows += [Row(path, identity, camera, modality) for path in images]
+    rows.sort(key=lambda row: str(row.path))
+    if numbered:
+        rows = [row for row in rows if row.modality == INFRARED or _is_numbered(row.path, damage)]
+    return damage.in_both_modalities(damage.readable(rows), ids)
 
 
-def _published_trials(path: Path, gallery: Samples, cameras: tuple[int, ...], shots: int) -> tuple[np.ndarray, ...]:
+def _is_numbered(image: Path, damage: Damage) -> bool:
+    if not (image.stem.isascii() and image.stem.isdigit()):
+        words = "expected a number as file name, because rand_perm_cam.mat refers to images by number"
+        damage.found(ValueError(f"{image}: {words}"))
+        return False
+    return True
+
+
+def _published_trials(
+    path: Path, gallery: Samples, cameras: tuple[int, ...], shots: int, damage: Damage
+) -> tuple[np.ndarray, ...]:
     variables = read_mat(require(path, "file", "SYSU-MM01"))
     order = variables.get("rand_perm_cam")
     if order is None or order.dtype != object or order.size != len(CAMERAS):
@@ -97,8 +115,12 @@ def _published_trials(path: Path, gallery: Samples, cameras: tuple[int, ...], sh
         image = path.parents[1] / f"cam{camera}" / f"{identity:04d}" / f"{number:04d}.jpg"
         return f"names an image that does not exist: {image}"
 
-    numbers = np.array([_number(image, path) for image in gallery.paths], dtype=np.int64)
+    numbers = np.array([int(image.stem) for image in gallery.paths], dtype=np.int64)
     table = _draws.cell_table(order)
+    if damage.on_damage == "skip":
+        table = _of_present(
+            table, gallery, numbers, lambda *image: damage.found(ValueError(f"{path}: {missing(*image)}"))
+        )
     try:
         return _draws.by_permutation(
             gallery.labels, gallery.cams, numbers, table, cameras=cameras, shots=shots, missing=missing
@@ -107,7 +129,23 @@ def _published_trials(path: Path, gallery: Samples, cameras: tuple[int, ...], sh
         raise ValueError(f"{path}: {error}") from None
 
 
-def _number(image: Path, source: Path) -> int:
-    if not image.stem.isdigit():
-        raise ValueError(f"{image}: expected a number as file name, because {source} refers to images by number")
-    return int(image.stem)
+def _of_present(
+    table: Callable[[int, int], np.ndarray],
+    gallery: Samples,
+    numbers: np.ndarray,
+    absent: Callable[[int, int, int], None],
+) -> Callable[[int, int], np.ndarray]:
+    """The permutations without the images that are gone: the next of a row takes the place of one that is."""
+    present = set(zip(gallery.cams.tolist(), gallery.labels.tolist(), numbers.tolist(), strict=True))
+
+    def order(camera: int, identity: int) -> np.ndarray:
+        rows = np.asarray(table(camera, identity))
+        gone = [n for n in np.unique(rows).astype(int).tolist() if (camera, identity, n) not in present]
+        for number in gone:
+            absent(camera, identity, number)
+        if rows.ndim != 2 or not gone:
+            return rows
+        kept = [row[~np.isin(row, gone)] for row in rows]
+        return np.stack([row[: min(map(len, kept))] for row in kept])
+
+    return order
