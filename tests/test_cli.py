@@ -2,10 +2,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from vifast import cli
-from vifast.data import synthetic
+from vifast.data import synthetic, sysu
 from vifast.train.loop import Trainer
 
 TINY = [
@@ -48,6 +49,19 @@ def test_synth_train_resume_evaluate(vifast, tmp_path):
     found = json.loads(scores.read_text())
     assert found == json.loads((out / "results.json").read_text())
     assert f"{100 * found['rank1']:.2f}" in output.splitlines()[-1]
+    assert vifast("evaluate", out, "--data", data, "--rerank", "--json", scores)[0] == 0
+    reranked = json.loads(scores.read_text())
+    assert reranked["settings"]["rerank"] == {"queries_only": True}
+    page, distances = tmp_path / "page.html", tmp_path / "distances.npy"
+    options = ("--json", scores, "--html", page, "--out", distances)
+    assert vifast("rerank", out, "--data", data, *options)[0] == 0
+    both = json.loads(scores.read_text())
+    assert (both["before"], both["after"]["mean_ap"]) == (found, reranked["mean_ap"])
+    assert "re-ranked" in page.read_text()
+    dataset = sysu.load(data)
+    assert np.load(distances).shape == (len(dataset.query), len(dataset.gallery))
+    assert vifast("search", out, "--data", data, "-k", 3, "--exclude", "sysu", "--html", page)[0] == 0
+    assert page.read_text().count("(person ") == min(50, len(dataset.query))
 
 
 def test_ctrl_c_says_how_to_go_on(vifast, sysu_root, tmp_path, monkeypatch):

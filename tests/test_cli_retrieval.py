@@ -238,7 +238,10 @@ def bad(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "q.npz"], "q.npz: expected --data ROOT for a run, or the features of a gallery"),
+        (["evaluate", "q.npz"], "q.npz: expected either --data ROOT for a run, or the features of a gallery"),
+        (["search", "q.npz", "q.npz", "--data", "x"], "q.npz: expected either --data ROOT for a run"),
+        (["rerank", "nowhere", "--data", "x"], "nowhere: not a run's folder"),
+        (["evaluate", "q.npz", "q.npz", "--rerank"], "rerank: expected another --protocol than plain"),
         (["evaluate", "q.npz", "absent.npz"], "absent.npz: no such file"),
         (["evaluate", "absent.safetensors", "q.npz"], "absent.safetensors: no such file"),
         (["evaluate", "absent.txt", "q.npz"], "absent.txt: no such file"),

@@ -20,8 +20,9 @@ SPLIT, NUM_SPLITS = "{split}", 10
 SEARCHED = 1024  # queries between two movements of the bar
 _console = Console()
 
-Query = Annotated[Path, typer.Argument(help="Features of the queries: .npz, .npy, .safetensors, or a folder of .npy.")]
-Gallery = Annotated[Path, typer.Argument(help="Features of the gallery.")]
+Source = Annotated[Path, typer.Argument(metavar="RUN|QUERY", help="Folder of a run, or features of the queries.")]
+Gallery = Annotated[Path | None, typer.Argument(help="Features of the gallery.")]
+Data = Annotated[Path | None, typer.Option(help="Root folder of the dataset, for a run.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a page to this file.")]
 Metric = Annotated[str, typer.Option(help="cosine, euclidean, sqeuclidean or dot.")]
@@ -31,9 +32,9 @@ Topk = Annotated[int, typer.Option(min=1, help="Length of the CMC curve.")]
 
 
 def evaluate(
-    source: Annotated[Path, typer.Argument(metavar="RUN|QUERY", help="Folder of a run, or features of the queries.")],
-    gallery: Annotated[Path | None, typer.Argument(help="Features of the gallery.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Root folder of the dataset, for a run.")] = None,
+    source: Source,
+    gallery: Gallery = None,
+    data: Data = None,
     protocol: Annotated[str, typer.Option(help=f"Of features: {', '.join(PROTOCOLS)}.")] = "plain",
     variant: Annotated[str | None, typer.Option(help="Of regdb, llcm or vcm, for example idkl or ckda.")] = None,
     direction: Annotated[
@@ -49,6 +50,9 @@ def evaluate(
     exclude: Exclude = "none",
     cmc: Cmc = "plain",
     topk: Topk = 20,
+    reranked: Annotated[
+        bool, typer.Option("--rerank", help="Re-rank every gallery by k-reciprocal neighbours first.")
+    ] = False,
     json_file: Json = None,
     html: Html = None,
 ) -> None:
@@ -60,20 +64,19 @@ def evaluate(
     from vifast import retrieval_output as output
 
     start = time.perf_counter()
-    if gallery is not None:
+    if _is_run(source, gallery, data):
+        from vifast.train.evaluate import extract_run
+
+        results = [extract_run(source, data, watch=_watched).score({} if reranked else None)]
+        facts = {"run": str(source), "dataset": str(data)}
+    else:
         with _console.status("evaluating"):
             plain = {"metric": metric, "exclude": exclude, "cmc": cmc}
+            options = {"topk": topk, "rerank": {} if reranked else None}
             results = _by_protocol(
-                source, gallery, protocol, variant, direction, mode, shots, permutations, level, plain, topk
+                source, gallery, protocol, variant, direction, mode, shots, permutations, level, plain, options
             )
         facts = {"query": str(source), "gallery": str(gallery)}
-    elif data is None:
-        raise ValueError(f"{source}: expected --data ROOT for a run, or the features of a gallery as second file")
-    else:
-        from vifast.train.evaluate import evaluate_run
-
-        results = [evaluate_run(source, data, watch=_watched).scores]
-        facts = {"run": str(source), "dataset": str(data)}
     for result in results:
         output.print_result(_console, result)
     if json_file is not None:
@@ -84,8 +87,9 @@ def evaluate(
 
 
 def search(
-    query: Query,
-    gallery: Gallery,
+    source: Source,
+    gallery: Gallery = None,
+    data: Data = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Neighbours of every query.")] = 10,
     metric: Metric = "cosine",
     exclude: Exclude = "none",
@@ -93,16 +97,15 @@ def search(
     json_file: Json = None,
     html: Html = None,
 ) -> None:
-    """Find the nearest gallery rows of every query, exactly."""
+    """Find the nearest gallery rows of every query, exactly: of feature files, or of a run's test images."""
     import torch
 
     from vifast import retrieval
     from vifast import retrieval_output as output
-    from vifast.retrieval.feature_files import load_pair
 
     output.check_suffix("out", out, ".npz")
     start = time.perf_counter()
-    one, other = load_pair(query, gallery)
+    one, other, _ = _sides(source, gallery, data)
     left_out = _left_out(one, other, exclude)
     parts = []
     with _bar() as bar:
@@ -131,14 +134,17 @@ def search(
 
 
 def rerank(
-    query: Query,
-    gallery: Gallery,
+    source: Source,
+    gallery: Gallery = None,
+    data: Data = None,
     out: Annotated[Path | None, typer.Option(help="To write: .npy of all distances, .npz with --topk.")] = None,
     k1: Annotated[int, typer.Option(help="Neighbours that must be mutual.")] = 20,
     k2: Annotated[int, typer.Option(help="Rows whose weights are averaged.")] = 6,
     lambda_: Annotated[float, typer.Option("--lambda", help="Weight of the original distance.")] = 0.3,
-    metric: Annotated[str, typer.Option(help="sqeuclidean, euclidean or cosine.")] = "sqeuclidean",
-    queries_only: Annotated[bool, typer.Option("--queries-only", help="All neighbours are queries.")] = False,
+    metric: Annotated[str, typer.Option(help="Of files: sqeuclidean, euclidean or cosine.")] = "sqeuclidean",
+    queries_only: Annotated[
+        bool, typer.Option("--queries-only", help="All neighbours are queries; always so in SYSU-MM01's protocol.")
+    ] = False,
     precision: Annotated[str, typer.Option(help="float32, or reference: the published rounding.")] = "float32",
     topk: Annotated[int | None, typer.Option(min=1, help="Keep the nearest so many of every query only.")] = None,
     exclude: Exclude = "none",
@@ -146,24 +152,28 @@ def rerank(
     json_file: Json = None,
     html: Html = None,
 ) -> None:
-    """Re-rank a gallery by k-reciprocal neighbours.
+    """Re-rank a gallery by k-reciprocal neighbours, of feature files or of a run's test images.
 
-    Where both files have ids and all distances are kept, the gallery is scored before and after.
+    A run is scored before and after by its dataset's protocol, whose galleries are re-ranked one by one. So are
+    files that both have ids, as one gallery, unless --topk leaves distances out.
     """
     from vifast import retrieval
     from vifast import retrieval_output as output
-    from vifast.retrieval.feature_files import load_pair
 
     output.check_suffix("out", out, ".npy" if topk is None else ".npz")
-    one, other = load_pair(query, gallery)
+    one, other, extraction = _sides(source, gallery, data)
     labels = None
-    if topk is None and "ids" in one.labels and "ids" in other.labels:
+    if extraction is None and topk is None and "ids" in one.labels and "ids" in other.labels:
         labels = _labels(one, other, exclude, f"--exclude {exclude}")
-    options = {"k1": k1, "k2": k2, "lambda_": lambda_, "metric": metric, "queries_only": queries_only}
-    options["precision"] = precision
-    start = time.perf_counter()
-    with _console.status("re-ranking"):
-        found = retrieval.rerank(one.features, other.features, topk=topk, **options)
+    options = {"k1": k1, "k2": k2, "lambda_": lambda_, "queries_only": queries_only, "precision": precision}
+    start, results = time.perf_counter(), []
+    if extraction is not None:
+        with _console.status("re-ranking and evaluating"):
+            own = {name: value for name, value in options.items() if name != "queries_only" or value}
+            results = [extraction.score(), extraction.score(own)]
+    if extraction is None or out is not None:
+        with _console.status("re-ranking"):
+            found = retrieval.rerank(one.features, other.features, metric=metric, topk=topk, **options)
     seconds = time.perf_counter() - start
     size = f"{len(other.features)} rows for {len(one.features)} queries"
     _console.print(f"re-ranked {size} in {seconds:.1f} s", highlight=False)
@@ -171,7 +181,6 @@ def rerank(
         output.save_array(out, found)
     elif out is not None:
         output.save_arrays(out, dist=found[0], index=found[1])
-    results = []
     if labels is not None:
         how = {"exclude": exclude, "cmc": cmc}
         with _console.status("evaluating"):
@@ -183,17 +192,44 @@ def rerank(
         output.print_result(_console, result)
     if json_file is not None:
         scores = dict(zip(("before", "after"), [result.to_dict() for result in results], strict=False))
-        output.write_json(json_file, {"options": options, "seconds": seconds, **scores})
+        output.write_json(json_file, {"options": options | {"metric": metric}, "seconds": seconds, **scores})
     if html is not None:
-        facts = {"query": str(query), "gallery": str(gallery), "time": f"{seconds:.1f} s"}
+        facts = {"query": str(one.path), "gallery": str(other.path), "time": f"{seconds:.1f} s"}
         facts |= {name.rstrip("_"): str(value) for name, value in options.items()}
         output.write_evaluation(html, results, facts, title="Re-ranking", between=" → ")
 
 
+def _is_run(source: Path, gallery: Path | None, data: Path | None) -> bool:
+    if (gallery is None) == (data is None):
+        wanted = "either --data ROOT for a run, or the features of a gallery as second file"
+        raise ValueError(f"{source}: expected {wanted}, got {'neither' if data is None else 'both'}")
+    return data is not None
+
+
+def _sides(source: Path, gallery: Path | None, data: Path | None):
+    """(query, gallery, extraction): of files, without the last, or of a run's test images."""
+    from vifast.retrieval.feature_files import FeatureFile, load_pair
+
+    if not _is_run(source, gallery, data):
+        return *load_pair(source, gallery), None
+    import torch
+
+    from vifast.train.evaluate import extract_run
+
+    found = extract_run(source, data, watch=_watched)
+    sides = []
+    for name in ("query", "gallery"):
+        samples = getattr(found.dataset, name)
+        labels = {"ids": torch.from_numpy(samples.labels), "cams": torch.from_numpy(samples.cams)}
+        sides.append(FeatureFile(Path(f"{data} ({name} images)"), getattr(found, name), labels))
+    return *sides, found
+
+
 def _by_protocol(
-    source, gallery, protocol, variant, direction, mode, shots, permutations, level, plain, topk
+    source, gallery, protocol, variant, direction, mode, shots, permutations, level, plain, options
 ) -> list[ProtocolResult]:
-    """One result, or one for each direction. ``plain`` are the arguments of ``retrieval.evaluate``."""
+    """One result, or one for each direction. ``plain`` are the arguments of ``retrieval.evaluate``, ``options`` those
+    of every protocol."""
     from vifast import _checks, retrieval, retrieval_output
     from vifast.retrieval import protocols
     from vifast.retrieval.feature_files import load_pair
@@ -205,17 +241,19 @@ def _by_protocol(
                 raise ValueError(f"{name}: expected none with --protocol {protocol}, got {value!r}")
         one, other = load_pair(source, gallery)
         if protocol == "plain":
+            if options["rerank"] is not None:
+                raise ValueError("rerank: expected another --protocol than plain; `vifast rerank` scores one gallery")
             labels = _labels(one, other, plain["exclude"], f"--exclude {plain['exclude']}")
-            found = retrieval.evaluate(one.features, other.features, *labels, topk=topk, **plain)
+            found = retrieval.evaluate(one.features, other.features, *labels, topk=options["topk"], **plain)
             return [retrieval_output.single("Whole gallery", found, len(other.features), plain)]
         labels = _labels(one, other, "sysu", "--protocol sysu")
         draw = {}
         if permutations is not None:
             draw = {"draw": "published", "permutations": _permutations(permutations)}
             draw["image_numbers"] = other.labels.get("images")
-        options = {"mode": mode, "shots": shots, "metric": plain["metric"], "topk": topk}
+        options |= {"mode": mode, "shots": shots, "metric": plain["metric"]}
         return [protocols.sysu(one.features, other.features, *labels, **options, **draw)]
-    options = {"topk": topk} | ({} if variant is None else {"protocol": variant})
+    options |= {} if variant is None else {"protocol": variant}
     ways = [direction or FIRST_WAY[protocol]]
     if direction == "both":
         ways = ["v2i", "i2v"]

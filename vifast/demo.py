@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vifast._files import write_text
 from vifast.data import Dataset, synthetic
 from vifast.data.loader import read_image
 from vifast.report import Curve, Metrics, RankedQuery, Report, write
+from vifast.retrieval.exclude import blocks_of
 from vifast.train.config import dump_config, load_config
 from vifast.train.evaluate import Evaluation
 from vifast.train.log import read_metrics
@@ -102,8 +104,9 @@ def _ranked_queries(evaluation: Evaluation, dataset: Dataset) -> list[RankedQuer
     """Evenly spaced queries before the first trial's gallery, under the protocol's exclusion."""
     rows = dataset.trials[0]
     gallery, distances = dataset.gallery.select(rows), _distances(evaluation)[:, rows]
-    if evaluation.scores.settings["exclude"] == "sysu":
-        distances[(dataset.query.cams == 3)[:, None] & (gallery.cams == 2)] = np.inf
+    labels = (dataset.query.labels, gallery.labels, dataset.query.cams, gallery.cams)
+    block = blocks_of(evaluation.scores.settings["exclude"], *map(torch.from_numpy, labels))
+    distances[block(0, len(dataset.query), 0, len(gallery)).numpy()] = np.inf
     ranked = []
     for query in np.linspace(0, len(dataset.query) - 1, NUM_QUERIES).round().astype(int):
         nearest = distances[query].argsort(kind="stable")[:NUM_RANKS]

@@ -58,6 +58,45 @@ def test_golden_regdb_and_llcm(direction, dtype):
         np.testing.assert_allclose(numbers(result), g[f"{dataset}_{way}_plain"], atol=tolerance, rtol=0)
 
 
+RERANKED = {"precision": "reference"}  # k1 20, k2 6, lambda 0.3 and the half-precision rounding of the published code
+
+
+@pytest.mark.parametrize("shots", [1, 10])
+@pytest.mark.parametrize("mode", ["all", "indoor"])
+def test_golden_sysu_reranked(golden_sysu, mode, shots):
+    g, labels, draw = golden_sysu
+    result = protocols.sysu(g["q_feat"], g["g_feat"], *labels, mode=mode, shots=shots, rerank=RERANKED, **draw)
+    assert result.protocol.endswith(", re-ranked")
+    assert result.settings["rerank"] == {"queries_only": True, "precision": "reference"}
+    np.testing.assert_allclose(numbers(result), g[f"{mode}_{shots}shot_rerank_f32"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("direction", ["i2v", "v2i"])
+def test_golden_regdb_and_llcm_reranked(direction):
+    with np.load(GOLDEN / "idkl_eval_regdb_llcm.npz") as file:
+        g = dict(file)
+    sides = (g["g_feat"], g["q_feat"], g["g_id"], g["q_id"])
+    way = {"i2v": "ir2vis", "v2i": "vis2ir"}[direction]
+    for dataset in ("regdb", "llcm"):
+        result = getattr(protocols, dataset)(*sides, direction=direction, protocol="idkl", rerank=RERANKED)
+        np.testing.assert_allclose(numbers(result), g[f"{dataset}_{way}_rerank"], atol=1e-4, rtol=0)
+
+
+def test_every_trials_gallery_is_reranked_by_itself():
+    infrared, i_ids, i_cams = people(5, 30, [1, 2, 7])
+    visible, v_ids, v_cams = people(6, 60, [1, 2, 9])
+    options = {"k1": 7, "k2": 3, "lambda_": 0.2}
+    result = protocols.llcm(visible, infrared, v_ids, i_ids, v_cams, i_cams, rerank=options)
+    unit = torch.nn.functional.normalize
+    for trial, metrics in enumerate(result.trials):
+        rows = drawn(trial, v_ids, v_cams, range(1, 10))
+        dist = retrieval.rerank(unit(infrared), unit(visible[rows]), **options)
+        labels = (i_ids, v_ids[rows], i_cams, v_cams[rows])
+        one = retrieval.evaluate_distance(dist, *labels, exclude="same_id_camera", cmc="identity")
+        assert (metrics.mean_ap, metrics.mean_inp) == (one.mean_ap, one.mean_inp)
+        assert torch.equal(metrics.cmc, one.cmc)
+
+
 def people(seed, n, cams, ids=6, dims=3):
     """Features of small integers, whose products do not round, so that ties are many and exact."""
     rng = np.random.default_rng(seed)
@@ -315,6 +354,10 @@ VCM = {"visible_tracklets": IDS, "infrared_tracklets": IDS}
         ("sysu", (*SYSU[:4], None, CAMS), {}, ValueError, "query_cams: expected cameras for SYSU-MM01"),
         ("sysu", (*SYSU[:5], None), {}, ValueError, "gallery_cams: expected cameras for SYSU-MM01"),
         ("sysu", (FEAT, FEAT[:, :1], *SYSU[2:]), {}, ValueError, "gallery: expected 2 columns as in query"),
+        ("sysu", SYSU, {"rerank": True}, TypeError, "rerank: expected a mapping of options or None, got bool"),
+        ("sysu", SYSU, {"rerank": {"topk": 3}}, ValueError, "rerank: expected no topk"),
+        ("sysu", SYSU, {"rerank": {"k1": 0}}, ValueError, "k1: expected"),
+        ("sysu", SYSU, {"rerank": {}, "metric": "dot"}, ValueError, "metric: expected a distance for rerank"),
         ("regdb", (FEAT, FEAT, IDS, IDS), {"direction": "t2v"}, ValueError, "direction: expected one of v2i, i2v"),
         ("regdb", (FEAT, FEAT, IDS, IDS), {"protocol": "mine"}, ValueError, "protocol: expected one of"),
         ("regdb", ([FEAT], FEAT, [IDS], [IDS]), {}, ValueError, "infrared: expected a list .* got Tensor"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +38,29 @@ def _unwatched(loader: DataLoader, name: str) -> Iterable[Batch]:
     return loader
 
 
-def evaluate_run(run: Path, data: Path, *, watch: Watch = _unwatched) -> Evaluation:
-    """Scores the newest weights of a run's folder on the test identities of the dataset at ``data``.
+@dataclass(frozen=True)
+class Extraction:
+    """Features of a dataset's query and gallery images, ``[Q, D]`` and ``[G, D]`` on the CPU, in its order."""
+
+    query: Tensor
+    gallery: Tensor
+    dataset: Dataset
+    options: DatasetConfig
+
+    def score(self, rerank: Mapping | None = None) -> ProtocolResult:
+        """Under the dataset's protocol; ``rerank`` as the protocols take it."""
+        return score(self.query, self.gallery, self.dataset, self.options, rerank)
+
+
+def evaluate_run(run: Path, data: Path) -> Evaluation:
+    """Scores the newest weights of a run's folder on the test identities of the dataset at ``data``; see
+    :func:`extract_run`."""
+    found = extract_run(run, data)
+    return Evaluation(found.score(), found.query, found.gallery)
+
+
+def extract_run(run: Path, data: Path, *, watch: Watch = _unwatched) -> Extraction:
+    """Features of the test identities of the dataset at ``data``, by the newest weights of a run's folder.
 
     Raises:
         FileNotFoundError: ``run`` is not a run, or has no checkpoint yet.
@@ -56,14 +77,19 @@ def evaluate_run(run: Path, data: Path, *, watch: Watch = _unwatched) -> Evaluat
     system = systems.get(config.system).build(config.options, num_classes=num_classes)
     checkpoint.load_weights(folder, system)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return evaluate_system(system.to(device), open_dataset(config), config, watch)
+    return _extract_sides(system.to(device), open_dataset(config), config, watch)
 
 
-def evaluate_system(system: System, dataset: Dataset, config: TrainConfig, watch: Watch = _unwatched) -> Evaluation:
+def evaluate_system(system: System, dataset: Dataset, config: TrainConfig) -> Evaluation:
     """Extracts query and gallery features once, and scores every trial's gallery."""
+    found = _extract_sides(system, dataset, config, _unwatched)
+    return Evaluation(found.score(), found.query, found.gallery)
+
+
+def _extract_sides(system: System, dataset: Dataset, config: TrainConfig, watch: Watch) -> Extraction:
     parts = {"query": dataset.query, "gallery": dataset.gallery}
     query, gallery = (extract(system, watch(eval_loader(part, config), name)) for name, part in parts.items())
-    return Evaluation(score(query, gallery, dataset, config.dataset), query, gallery)
+    return Extraction(query, gallery, dataset, config.dataset)
 
 
 def extract(system: System, loader: Iterable[Batch]) -> Tensor:
@@ -82,15 +108,17 @@ def extract(system: System, loader: Iterable[Batch]) -> Tensor:
         system.train(training)
 
 
-def score(query: Tensor, gallery: Tensor, dataset: Dataset, options: DatasetConfig) -> ProtocolResult:
-    """Scores of given features under the dataset's protocol."""
+def score(
+    query: Tensor, gallery: Tensor, dataset: Dataset, options: DatasetConfig, rerank: Mapping | None = None
+) -> ProtocolResult:
+    """Scores of given features under the dataset's protocol; ``rerank`` as the protocols take it."""
     parts = (dataset.query, dataset.gallery)
     labels = [part.labels for part in parts]
     if dataset.name == "RegDB":
         sides = [query, gallery, *labels]
         if options.direction == "i2v":
             sides = [gallery, query, *labels[::-1]]
-        return protocols.regdb(*sides, direction=options.direction)
+        return protocols.regdb(*sides, direction=options.direction, rerank=rerank)
     cams = [part.cams for part in parts]
-    how = {"mode": options.mode, "shots": options.shots, "draw": dataset.trials}
+    how = {"mode": options.mode, "shots": options.shots, "draw": dataset.trials, "rerank": rerank}
     return protocols.sysu(query, gallery, *labels, *cams, **how)

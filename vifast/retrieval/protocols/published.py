@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from vifast import _checks, _draws
 from vifast.retrieval._arguments import codes_of, positive
+from vifast.retrieval.protocols._score import labelled, ranked, result_of
 from vifast.retrieval.protocols._sets import Side, directed
 from vifast.retrieval.protocols.result import ProtocolResult
-from vifast.retrieval.trials import rank_trials, rising_rows
+from vifast.retrieval.trials import rising_rows
 
 GALLERY_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}  # of SYSU-MM01
 SHOTS = {1: "single-shot", 10: "multi-shot"}
@@ -52,6 +52,7 @@ def sysu(
     image_numbers=None,
     metric: str = "cosine",
     topk: int = 20,
+    rerank: Mapping | None = None,
 ) -> ProtocolResult:
     """SYSU-MM01: infrared queries, ten galleries of visible images; a query of camera 3 does not search camera 2.
 
@@ -76,6 +77,8 @@ def sysu(
             them from 1 in the order of the rows, which are files sorted by name.
         metric: as in :func:`vifast.retrieval.evaluate`.
         topk: length of the CMC curve.
+        rerank: None, or arguments of :func:`vifast.retrieval.rerank` (``{}``: its defaults), by which every trial's
+            gallery is re-ranked before it is scored. ``queries_only`` is True here unless they say otherwise (IDKL).
 
     Returns:
         :class:`ProtocolResult` of the ten trials.
@@ -123,7 +126,8 @@ def sysu(
                 raise ValueError(f"draw[{t}]: expected rows of cameras {', '.join(map(str, cameras))} (mode={mode!r})")
     name = f"SYSU-MM01, {mode}-search, {SHOTS[shots]}, {words}"
     settings = {"metric": metric, "exclude": "sysu", "cmc": "identity"}
-    return _result(name, settings, queries, pool, trials, topk, {"mode": mode, "shots": shots})
+    rerank = {"queries_only": True, **rerank} if isinstance(rerank, Mapping) else rerank
+    return result_of(name, settings, queries, pool, trials, topk, rerank, {"mode": mode, "shots": shots})
 
 
 def regdb(
@@ -135,6 +139,7 @@ def regdb(
     direction: str = "v2i",
     protocol: str = "benchmark",
     topk: int = 20,
+    rerank: Mapping | None = None,
 ) -> ProtocolResult:
     """RegDB: the whole other modality is the gallery, nothing is left out; the mean over splits.
 
@@ -148,6 +153,7 @@ def regdb(
             the network that was trained on it); ``"idkl"`` takes squared Euclidean distances of the features as they
             are, CMC among identities, and reports split 1.
         topk: length of the CMC curve.
+        rerank: None, or arguments of :func:`vifast.retrieval.rerank`, by which the gallery is re-ranked first.
 
     Returns:
         :class:`ProtocolResult` with a trial for every split.
@@ -181,10 +187,10 @@ def regdb(
     results, sizes = [], []
     for v, i, v_ids, i_ids in zip(*columns.values(), strict=True):
         query, gallery, way = directed(direction, Side.of("visible", v, v_ids), Side.of("infrared", i, i_ids))
-        results += _ranked(query, gallery, None, settings, topk)
+        results += ranked(query, gallery, None, settings, topk, rerank)
         sizes.append(len(gallery.feat))
-    names = tuple(f"split {k + 1}" for k in range(splits))
-    return ProtocolResult(f"RegDB, {way}{words}", settings, tuple(results), names, tuple(sizes))
+    names = [f"split {k + 1}" for k in range(splits)]
+    return labelled(f"RegDB, {way}{words}", settings, results, names, sizes, rerank)
 
 
 def llcm(
@@ -198,6 +204,7 @@ def llcm(
     direction: str = "i2v",
     protocol: str = "benchmark",
     topk: int = 20,
+    rerank: Mapping | None = None,
 ) -> ProtocolResult:
     """LLCM, by the benchmark's protocol or by one of two that are not comparable with it.
 
@@ -215,6 +222,7 @@ def llcm(
             plain CMC. ``"idkl"``: the whole other modality once, squared Euclidean distances of the features as they
             are, nothing left out, CMC among identities.
         topk: length of the CMC curve.
+        rerank: as in :func:`regdb`.
 
     Returns:
         :class:`ProtocolResult` whose ``protocol`` names the variant.
@@ -248,7 +256,7 @@ def llcm(
     if protocol != "idkl":
         query.need_cams("LLCM's benchmark")
         trials = _draws.at_random(gallery.ids.numpy(), gallery.need_cams("LLCM's galleries").numpy())
-    return _result(f"LLCM, {way}, {words}", settings, query, gallery, trials, topk, {})
+    return result_of(f"LLCM, {way}, {words}", settings, query, gallery, trials, topk, rerank, {})
 
 
 def vcm(
@@ -266,6 +274,7 @@ def vcm(
     protocol: str = "ckda",
     min_frames: int | None = None,
     topk: int = 20,
+    rerank: Mapping | None = None,
 ) -> ProtocolResult:
     """HITSZ-VCM: tracklets by the mean of their frames' features, or by their first frame as image.
 
@@ -284,6 +293,7 @@ def vcm(
             benchmark, leaves out the query's camera and reports CMC among identities.
         min_frames: shorter tracklets do not count; None: 12 at image level (CKDA), 1 at tracklet level.
         topk: length of the CMC curve.
+        rerank: as in :func:`regdb`.
 
     Returns:
         :class:`ProtocolResult` with one trial.
@@ -321,23 +331,7 @@ def vcm(
     sides = [side.tracklets(of, level=level, min_frames=frames) for side, of in zip(sides, labels, strict=True)]
     query, gallery, way = directed(direction, *sides)
     name = f"HITSZ-VCM, {level} level, tracklets of at least {frames} frames, {way}, {words}"
-    return _result(name, settings, query, gallery, None, topk, {"level": level, "min_frames": frames})
-
-
-def _result(name, settings, query: Side, gallery: Side, trials, topk, options) -> ProtocolResult:
-    results = _ranked(query, gallery, trials, settings, topk)
-    if trials is None:
-        names, sizes = ("whole gallery",), (len(gallery.feat),)
-    else:
-        names, sizes = tuple(f"trial {t}" for t in range(len(trials))), tuple(len(rows) for rows in trials)
-    return ProtocolResult(name, {**settings, **options}, results, names, sizes)
-
-
-def _ranked(query: Side, gallery: Side, trials, settings, topk):
-    trials = [torch.arange(len(gallery.feat))] if trials is None else trials
-    names = (query.name, gallery.name)
-    labels = (query.ids, gallery.ids, query.cams, gallery.cams)
-    return rank_trials(query.feat, gallery.feat, *labels, trials, topk=topk, names=names, **settings)
+    return result_of(name, settings, query, gallery, None, topk, rerank, {"level": level, "min_frames": frames})
 
 
 def _image_numbers(numbers, pool: Side) -> np.ndarray:
