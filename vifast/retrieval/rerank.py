@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
-from vifast.retrieval._arguments import as_tensor, check_finite, features, positive
+from vifast.retrieval._arguments import as_tensor, features, positive
 from vifast.retrieval._distances import Features, Matrices, Products, Stacked
 from vifast.retrieval._graph import graph
 from vifast.retrieval._rerank import Settings, k_reciprocal
+from vifast.retrieval.products import finite_norms
 from vifast.retrieval.rerank_cuda import DeviceFeatures, can_rerank_cuda, k_reciprocal_cuda
 
 METRICS = ("sqeuclidean", "euclidean", "cosine")
@@ -105,8 +106,7 @@ def rerank(
     query, gallery = features(query, gallery)
     topk = _topk(topk, len(gallery))
     for name, value in (("query", query), ("gallery", gallery)):
-        check_finite(name, value)
-        if float(torch.linalg.vector_norm(value, dim=1, dtype=torch.float64).max()) > LARGEST_NORM:
+        if float(finite_norms(name, value).max()) > LARGEST_NORM:
             raise ValueError(f"{name}: expected rows of a norm of at most {LARGEST_NORM:g}")
     exact = method == "k-reciprocal" and not settings.half
     if exact and can_rerank_cuda(query, settings.widths(len(query) + len(gallery))[2]):
