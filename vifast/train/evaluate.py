@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from vifast import systems
 from vifast.data import Dataset
+from vifast.data.records import VISIBLE
 from vifast.retrieval import protocols
 from vifast.retrieval.protocols import ProtocolResult
 from vifast.systems import Batch, System
@@ -111,14 +112,25 @@ def extract(system: System, loader: Iterable[Batch]) -> Tensor:
 def score(
     query: Tensor, gallery: Tensor, dataset: Dataset, options: DatasetConfig, rerank: Mapping | None = None
 ) -> ProtocolResult:
-    """Scores of given features under the dataset's protocol; ``rerank`` as the protocols take it."""
-    parts = (dataset.query, dataset.gallery)
-    labels = [part.labels for part in parts]
+    """Scores of given features under the dataset's protocol; ``rerank`` as the protocols take it.
+
+    LLCM is scored by the benchmark's protocol, or by IDKL's where its dataset has one trial, the whole gallery;
+    HITSZ-VCM by tracklets.
+    """
+    how: dict = {"rerank": rerank}
+    if dataset.name == "SYSU-MM01":
+        parts = (dataset.query, dataset.gallery)
+        labels = [part.labels for part in parts] + [part.cams for part in parts]
+        how |= {"mode": options.mode, "shots": options.shots, "draw": dataset.trials}
+        return protocols.sysu(query, gallery, *labels, **how)
+    how["direction"] = "v2i" if (dataset.query.modality == VISIBLE).all() else "i2v"
+    sides = [(query, dataset.query), (gallery, dataset.gallery)]
+    (visible, v), (infrared, i) = sides if how["direction"] == "v2i" else sides[::-1]
+    labels = (visible, infrared, v.labels, i.labels)
     if dataset.name == "RegDB":
-        sides = [query, gallery, *labels]
-        if options.direction == "i2v":
-            sides = [gallery, query, *labels[::-1]]
-        return protocols.regdb(*sides, direction=options.direction, rerank=rerank)
-    cams = [part.cams for part in parts]
-    how = {"mode": options.mode, "shots": options.shots, "draw": dataset.trials, "rerank": rerank}
-    return protocols.sysu(query, gallery, *labels, *cams, **how)
+        return protocols.regdb(*labels, **how)
+    if dataset.name == "LLCM":
+        how["protocol"] = "benchmark" if len(dataset.trials) > 1 else "idkl"
+        return protocols.llcm(*labels, v.cams, i.cams, **how)
+    tracklets = {"visible_tracklets": v.tracklets, "infrared_tracklets": i.tracklets}
+    return protocols.vcm(*labels, v.cams, i.cams, **tracklets, **how)
