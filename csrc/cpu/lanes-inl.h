@@ -46,11 +46,17 @@ static inline Lanes first(Lanes v, int64_t n) {
   return lane < static_cast<int32_t>(n) ? v : Lanes{};
 }
 
+// By halves. Written out: as loops over elements GCC does it in memory, element by element.
 static inline float sum(Lanes v) {
-  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-    for (int64_t k = 0; k < half; ++k) v[k] += v[k + half];
+  typedef float Four __attribute__((vector_size(16)));
+  Four part[kLanes / 4];
+  std::memcpy(part, &v, sizeof(v));
+  if constexpr (kLanes == 16) {
+    part[0] += part[2];
+    part[1] += part[3];
   }
-  return v[0];
+  if constexpr (kLanes >= 8) part[0] += part[1];
+  return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
 }
 
 // max(v, low); a NaN stays.
