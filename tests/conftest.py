@@ -1,6 +1,7 @@
 import contextlib
 import importlib.util
 import os
+import sys
 import tempfile
 from types import SimpleNamespace
 
@@ -60,3 +61,19 @@ def isa(request):
         pytest.skip(f"the processor has no {request.param}")
     yield request.param
     _C.set_isa(before)
+
+
+@pytest.fixture
+def vifast(monkeypatch, capsys):
+    """Runs the command line in this process: (status, stdout, stderr)."""
+    from vifast import cli
+
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vifast", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code, *capsys.readouterr()
+
+    return run

@@ -17,19 +17,6 @@ TINY = [
 ]
 
 
-@pytest.fixture
-def vifast(monkeypatch, capsys):
-    """Runs the command line in this process: (status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vifast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code, *capsys.readouterr()
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def sysu_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("cli") / "sysu"

@@ -3,33 +3,18 @@
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from vifast import cli, retrieval
+from vifast import retrieval
 from vifast.data.matfile import write_mat
 from vifast.retrieval import protocols
 from vifast.retrieval.feature_files import load, load_pair
 
 safetensors = pytest.importorskip("safetensors.numpy")
-
-
-@pytest.fixture
-def vifast(monkeypatch, capsys):
-    """Runs the command line in this process: (status, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vifast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        return caught.value.code, *capsys.readouterr()
-
-    return run
 
 
 def people(seed, n, cams, frames=1):

@@ -64,6 +64,7 @@ def test_links_targets_and_commands_exist(page):
     from vifast.commands import app
 
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
+    commands |= {group.name for group in app.registered_groups}
     assert set(re.findall(r"(?:^|`)vifast ([a-z]+)", text, re.MULTILINE)) <= commands
 
 

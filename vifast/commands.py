@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import vifast
-from vifast import commands_retrieval
+from vifast import commands_data, commands_retrieval
 
 app = typer.Typer(
     add_completion=False,
@@ -94,6 +94,7 @@ def train(
 
 for command in (commands_retrieval.evaluate, commands_retrieval.search, commands_retrieval.rerank):
     app.command()(command)
+app.add_typer(commands_data.app, name="data")
 
 
 @app.command()

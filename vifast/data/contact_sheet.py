@@ -1,12 +1,17 @@
-"""A picture of a dataset: one row an identity, one column group a camera."""
+"""A picture of a dataset: one row an identity, one column group a camera, visible ones first."""
 
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 
+from vifast._files import write_bytes
 from vifast.data.loader import read_image
-from vifast.data.records import Samples
+from vifast.data.records import INFRARED, Samples
+
+MARGIN, HEADER = 36, 16  # pixels left of the rows, for identities, and above the columns, for cameras
+_GREY, _INK = 127, (0, 0, 0)
 
 
 def write(
@@ -16,15 +21,25 @@ def write(
     num_ids: int = 8,
     per_camera: int = 2,
     size: tuple[int, int] = (128, 64),
+    names: np.ndarray | None = None,
 ) -> Path:
     """Write a PNG with the first `per_camera` images of each camera for the first `num_ids` identities.
 
-    A camera that lacks images of an identity leaves grey tiles. The file appears whole or not at all.
+    The cameras are those that photographed the shown identities; a camera that is two sensors has a column group for
+    each. One that lacks images of an identity leaves grey tiles. The file appears whole or not at all.
+
+    Args:
+        samples: what to show.
+        path: the file.
+        num_ids: rows.
+        per_camera: images of a camera; of different tracklets where `samples` has enough.
+        size: height and width of a tile.
+        names: [num_labels] identities to write beside the rows; None writes the labels themselves.
 
     Raises:
         ValueError: an argument is out of range, `samples` is empty, or an image cannot be decoded.
     """
-    from PIL import Image
+    from PIL import Image, ImageDraw
 
     for name, value in (
         ("num_ids", num_ids),
@@ -34,18 +49,34 @@ def write(
     ):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    identities, cams = np.unique(samples.labels)[:num_ids], np.unique(samples.cams)
+    identities = np.unique(samples.labels)[:num_ids]
+    shown = samples.select(np.isin(samples.labels, identities))
+    sensors = np.unique(np.stack([shown.modality, shown.cams], axis=1), axis=0)
     height, width = size
-    sheet = np.full((len(identities) * height, len(cams) * per_camera * width, 3), 127, np.uint8)
+    group = per_camera * width
+    sheet = Image.new("RGB", (MARGIN + len(sensors) * group, HEADER + len(identities) * height), (_GREY, _GREY, _GREY))
+    pen = ImageDraw.Draw(sheet)
+    pen.rectangle((0, 0, sheet.width, HEADER - 1), fill="white")
+    pen.rectangle((0, 0, MARGIN - 1, sheet.height), fill="white")
+    for column, (modality, camera) in enumerate(sensors):
+        left = MARGIN + column * group
+        pen.text((left + 2, 2), f"cam {camera}{' IR' if modality == INFRARED else ''}", fill=_INK)
+        for row, identity in enumerate(identities):
+            here = (shown.labels == identity) & (shown.cams == camera) & (shown.modality == modality)
+            for n, index in enumerate(_first(shown, np.flatnonzero(here), per_camera)):
+                tile = Image.fromarray(read_image(shown.paths[index], size))
+                sheet.paste(tile, (left + n * width, HEADER + row * height))
     for row, identity in enumerate(identities):
-        for column, camera in enumerate(cams):
-            found = np.flatnonzero((samples.labels == identity) & (samples.cams == camera))[:per_camera]
-            for n, index in enumerate(found):
-                left = (column * per_camera + n) * width
-                tile = read_image(samples.paths[index], size)
-                sheet[row * height : (row + 1) * height, left : left + width] = tile
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    Image.fromarray(sheet).save(draft, format="PNG")
-    os.replace(draft, path)
-    return path
+        pen.text((2, HEADER + row * height + 2), str(identity if names is None else names[identity]), fill=_INK)
+    data = io.BytesIO()
+    sheet.save(data, format="PNG")
+    write_bytes(path, data.getvalue())
+    return Path(path)
+
+
+def _first(samples: Samples, rows: np.ndarray, count: int) -> np.ndarray:
+    """The first rows, one of each tracklet before a second of any."""
+    if samples.tracklets is None:
+        return rows[:count]
+    starts = rows[np.unique(samples.tracklets[rows], return_index=True)[1]]
+    return np.sort(np.concatenate([starts, np.setdiff1d(rows, starts)])[:count])

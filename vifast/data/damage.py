@@ -135,7 +135,8 @@ class Damage:
             self.found(ValueError(words))
         kept = [row for row in rows if row.identity not in lacking]
         if not kept:
-            raise ValueError(f"{self.dataset}: no identity is left that has visible and infrared images")
+            first = f"; left out first: {self.notes[0]}" if self.notes else ""
+            raise ValueError(f"{self.dataset}: no identity is left that has visible and infrared images{first}")
         return kept
 
     def not_tested(self, train: Mapping[int, str], test: Mapping[int, str]) -> set[int]:

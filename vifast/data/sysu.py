@@ -70,10 +70,11 @@ def load(
     train, identities = relabel(make_samples(train))
     query = make_samples([row for row in test if row.modality == INFRARED])
     gallery = make_samples([row for row in test if row.modality == VISIBLE])
+    searched = tuple(camera for camera in GALLERY_CAMERAS[mode] if camera in cameras)
     if draw == "published":
-        trials = _published_trials(root / "exp" / "rand_perm_cam.mat", gallery, GALLERY_CAMERAS[mode], shots, damage)
+        trials = _published_trials(root / "exp" / "rand_perm_cam.mat", gallery, searched, shots, damage)
     else:
-        trials = _draws.at_random(gallery.labels, gallery.cams, cameras=GALLERY_CAMERAS[mode], shots=shots)
+        trials = _draws.at_random(gallery.labels, gallery.cams, cameras=searched, shots=shots)
     dataset = Dataset("SYSU-MM01", root, train, query, gallery, identities, trials)
     size = f"gallery of a trial, {mode} search, {shots} shot{'s' if shots > 1 else ''}"
     return counts.checked(dataset, damage.notes, {size: len(trials[0])})

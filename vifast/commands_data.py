@@ -1,0 +1,74 @@
+"""The commands about datasets on disk: ``data check`` and ``data show``. ``vifast.commands`` registers them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Look at a dataset on disk.")
+_console = Console()
+
+LISTED = 20  # lines of damage without --all
+Root = Annotated[Path, typer.Argument(help="Folder of SYSU-MM01, RegDB, LLCM or HITSZ-VCM.")]
+
+
+@app.command()
+def check(
+    root: Root,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not decode the images.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="List all that is wrong, however long.")] = False,
+) -> None:
+    """Count what a dataset holds against what it should, and name what is wrong; status 1 if anything is."""
+    from vifast.data.inspection import inspect
+
+    with _console.status("reading" if quick else "reading and decoding every image"):
+        found = inspect(root, decode=not quick)
+    _console.print(f"{found.dataset} at [bold]{escape(str(found.root))}[/bold]", highlight=False)
+    table = Table("", f"expected ({found.source})", "found", "", box=None, pad_edge=False)
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for name, expected, number in found.rows:
+        mark = "" if expected is None else "[green]ok[/green]" if expected == number else "[red]differs[/red]"
+        words = ("–" if value is None else f"{value:,}" for value in (expected, number))
+        table.add_row(escape(name), *words, mark)
+    _console.print(table, highlight=False)
+    shown = found.damage if everything else found.damage[:LISTED]
+    for note in shown:
+        _console.print(f"[red]damage[/red] {escape(note)}", highlight=False, soft_wrap=True)
+    if len(shown) < len(found.damage):
+        _console.print(f"and {len(found.damage) - len(shown)} more; --all lists them", highlight=False)
+    if found.sound:
+        _console.print("[green]sound[/green]: everything is there" + ("" if quick else ", every image decodes"))
+        return
+    _console.print(f"[red]not sound[/red]: {len(found.damage)} things damaged", highlight=False)
+    raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    root: Root,
+    out: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("contact-sheet.png"),
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    ids: Annotated[int, typer.Option(min=1, help="Number of people.")] = 8,
+    per_camera: Annotated[int, typer.Option(min=1, help="Images of a person by a camera.")] = 2,
+) -> None:
+    """Write a contact sheet: a row for every person, columns by camera, visible before infrared (IR)."""
+    from vifast import _checks
+    from vifast.data import contact_sheet
+    from vifast.data.layouts import READERS, recognise
+    from vifast.data.records import joined
+
+    _checks.one_of("split", split, ("train", "test"))
+    with _console.status("reading"):
+        dataset = READERS[recognise(root)](root, on_damage="skip")
+        if split == "train":
+            samples, names = dataset.train, dataset.identities
+        else:
+            samples, names = joined(dataset.query, dataset.gallery), None
+        contact_sheet.write(samples, out, num_ids=ids, per_camera=per_camera, names=names)
+    _console.print(f"wrote {dataset.name}, {split}, to [bold]{escape(str(out))}[/bold]", highlight=False)
