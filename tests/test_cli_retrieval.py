@@ -119,12 +119,12 @@ def test_evaluate_llcm_and_vcm(vifast, tmp_path):
         for name, side in (("visible", visible), ("infrared", infrared))
     }
     cases = (
-        (("--protocol", "llcm"), protocols.llcm(*sides)),
-        (("--protocol", "llcm", "--variant", "idkl"), protocols.llcm(*sides, protocol="idkl")),
-        (("--protocol", "vcm"), protocols.vcm(*sides, **tracks)),
+        (("--protocol", "llcm"), protocols.llcm(*sides, direction="i2v")),
+        (("--protocol", "llcm", "--variant", "idkl"), protocols.llcm(*sides, direction="i2v", protocol="idkl")),
+        (("--protocol", "vcm"), protocols.vcm(*sides, direction="i2v", **tracks)),
         (
             ("--protocol", "vcm", "--variant", "vi-lreid", "--direction", "i2v"),
-            protocols.vcm(*sides, **tracks, protocol="vi-lreid"),
+            protocols.vcm(*sides, **tracks, direction="i2v", protocol="vi-lreid"),
         ),
     )
     for how, expected in cases:  # infrared queries, so QUERY is the infrared side

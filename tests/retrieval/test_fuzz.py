@@ -170,7 +170,9 @@ def fuzz_llcm_and_regdb(case):
     if case.metric == "cosine":
         how = ("cosine", "same_id_camera", "identity", case.topk)
         compare(
-            lambda: protocols.llcm(visible, infrared, v_ids, i_ids, v_cams, i_cams, topk=case.topk).trials,
+            lambda: (
+                protocols.llcm(visible, infrared, v_ids, i_ids, v_cams, i_cams, direction="i2v", topk=case.topk).trials
+            ),
             [case.expected(*how, part) for part in drawn(case, (1, 2, 3, 4))],
         )
         compare(
@@ -194,7 +196,7 @@ def fuzz_vcm(case):
     level, protocol = str(case.rng.choice(("image", "tracklet"))), str(case.rng.choice(("ckda", "vi-lreid")))
     how = ("none", "plain") if protocol == "ckda" else ("same_camera", "identity")
     swapped = [labels[1], labels[0], labels[3], labels[2]]
-    options = {"level": level, "protocol": protocol, "min_frames": 2, "topk": case.topk}
+    options = {"level": level, "protocol": protocol, "min_frames": 2, "topk": case.topk, "direction": "i2v"}
     options |= {"infrared_tracklets": frames[0], "visible_tracklets": frames[1]}
     compare(
         lambda: protocols.vcm(gallery, query, *swapped, **options).trials,

@@ -86,7 +86,7 @@ def test_every_trials_gallery_is_reranked_by_itself():
     infrared, i_ids, i_cams = people(5, 30, [1, 2, 7])
     visible, v_ids, v_cams = people(6, 60, [1, 2, 9])
     options = {"k1": 7, "k2": 3, "lambda_": 0.2}
-    result = protocols.llcm(visible, infrared, v_ids, i_ids, v_cams, i_cams, rerank=options)
+    result = protocols.llcm(visible, infrared, v_ids, i_ids, v_cams, i_cams, direction="i2v", rerank=options)
     unit = torch.nn.functional.normalize
     for trial, metrics in enumerate(result.trials):
         rows = drawn(trial, v_ids, v_cams, range(1, 10))
@@ -252,7 +252,7 @@ def test_vcm(level, protocol, exclude, cmc):
     (visible, v_ids, v_cams, v_of), (infrared, i_ids, i_cams, i_of) = sides
     result = protocols.vcm(
         visible, infrared, v_ids, i_ids, v_cams, i_cams, visible_tracklets=v_of, infrared_tracklets=i_of,
-        level=level, protocol=protocol, min_frames=4,
+        level=level, protocol=protocol, min_frames=4, direction="i2v",
     )  # fmt: skip
     (gallery, g_ids, g_cams), (query, q_ids, q_cams) = rows
     expected = slowly(query, gallery, np.arange(len(g_ids)), (q_ids, g_ids, q_cams, g_cams), exclude, cmc)
@@ -366,8 +366,8 @@ VCM = {"visible_tracklets": IDS, "infrared_tracklets": IDS}
         ("regdb", (FEAT, FEAT[0], IDS, IDS), {}, ValueError, r"infrared: expected shape \[N, D\]"),
         ("regdb", (FEAT * np.nan, FEAT, IDS, IDS), {}, ValueError, "visible: row 0 is not finite"),
         ("regdb", (FEAT[:0], FEAT, IDS[:0], IDS), {}, ValueError, "visible: expected at least one row"),
-        ("llcm", (FEAT, FEAT, IDS, IDS), {}, ValueError, "infrared_cams: expected cameras for LLCM's benchmark"),
-        ("llcm", (FEAT, FEAT, IDS, IDS, None, CAMS), {}, ValueError, "visible_cams: expected cameras for LLCM's gall"),
+        ("llcm", (FEAT, FEAT, IDS, IDS), {}, ValueError, "visible_cams: expected cameras for LLCM's benchmark"),
+        ("llcm", (FEAT, FEAT, IDS, IDS, CAMS, None), {}, ValueError, "infrared_cams: expected cameras for LLCM's gall"),
         ("llcm", (FEAT, FEAT, IDS, IDS), {"protocol": "mine"}, ValueError, "protocol: expected one of"),
         ("vcm", (FEAT, FEAT, IDS, IDS), VCM | {"level": "clip"}, ValueError, "level: expected one of image, tracklet"),
         ("vcm", (FEAT, FEAT, IDS, IDS), VCM | {"protocol": "mine"}, ValueError, "protocol: expected one of"),

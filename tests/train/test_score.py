@@ -64,4 +64,4 @@ def test_both_directions(both, name, direction):
 
 def test_llcms_ten_trials_are_the_benchmarks(both):
     found = score(both.i_feat, both.v_feat, dataset("LLCM", both.i, both.v, [np.arange(9)] * 10), DatasetConfig())
-    same(found, protocols.llcm(*both.sides, both.v.cams, both.i.cams))
+    same(found, protocols.llcm(*both.sides, both.v.cams, both.i.cams, direction="i2v"))

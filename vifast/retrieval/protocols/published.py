@@ -201,7 +201,7 @@ def llcm(
     visible_cams=None,
     infrared_cams=None,
     *,
-    direction: str = "i2v",
+    direction: str = "v2i",
     protocol: str = "benchmark",
     topk: int = 20,
     rerank: Mapping | None = None,
@@ -215,7 +215,7 @@ def llcm(
         infrared_ids: [M] likewise.
         visible_cams: [N] cameras, needed by all but ``"idkl"``.
         infrared_cams: [M] likewise.
-        direction: ``"i2v"`` searches visible images with infrared queries, ``"v2i"`` the other way round.
+        direction: ``"v2i"`` searches infrared images with visible queries, ``"i2v"`` the other way round.
         protocol: ``"benchmark"`` (DEEN): ten galleries of one random image per person and camera, drawn by Python's
             generator seeded by the trial, identities ascending, then cameras; cosine; a query leaves out images of its
             own person by its own camera; CMC among identities. ``"ckda"``: the same galleries, nothing left out,
@@ -241,7 +241,7 @@ def llcm(
         >>> import torch
         >>> feat, ids, cams = torch.eye(4), torch.tensor([1, 1, 2, 2]), torch.tensor([1, 2, 1, 2])
         >>> llcm(feat, feat, ids, ids, protocol="idkl").protocol
-        "LLCM, infrared to visible, IDKL's variant (whole gallery, not the benchmark)"
+        "LLCM, visible to infrared, IDKL's variant (whole gallery, not the benchmark)"
         >>> llcm(feat, feat, ids, ids, cams, cams).trials[9].num_valid
         4
     """
@@ -270,7 +270,7 @@ def vcm(
     visible_tracklets,
     infrared_tracklets,
     level: str = "tracklet",
-    direction: str = "i2v",
+    direction: str = "v2i",
     protocol: str = "ckda",
     min_frames: int | None = None,
     topk: int = 20,
@@ -288,7 +288,7 @@ def vcm(
         visible_tracklets: [N] any integers, equal for the frames of a tracklet.
         infrared_tracklets: [M] likewise.
         level: ``"tracklet"`` (mean of frame features) or ``"image"`` (the first frame alone).
-        direction: ``"i2v"`` searches visible tracklets with infrared queries, ``"v2i"`` the other way round.
+        direction: ``"v2i"`` searches infrared tracklets with visible queries, ``"i2v"`` (CKDA) the other way round.
         protocol: ``"ckda"`` leaves nothing out and reports the plain CMC; ``"vi-lreid"``, the earlier lifelong
             benchmark, leaves out the query's camera and reports CMC among identities.
         min_frames: shorter tracklets do not count; None: 12 at image level (CKDA), 1 at tracklet level.
