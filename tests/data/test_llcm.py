@@ -88,7 +88,8 @@ def test_the_protocols_take_what_the_reader_gives(llcm_tree, protocol):
     dataset = llcm.load(llcm_tree)
     sides = (dataset.gallery, dataset.query)
     features = [torch.nn.functional.one_hot(torch.from_numpy(side.labels), 13).float() for side in sides]
-    result = protocols.llcm(*features, *(s.labels for s in sides), *(s.cams for s in sides), protocol=protocol, topk=3)
+    labels = (*(side.labels for side in sides), *(side.cams for side in sides))
+    result = protocols.llcm(*features, *labels, direction="i2v", protocol=protocol, topk=3)
     assert result.rank1 == 1.0
     if protocol != "idkl":
         assert result.sizes == tuple(len(trial) for trial in dataset.trials)

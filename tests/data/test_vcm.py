@@ -79,6 +79,7 @@ def test_the_protocol_takes_what_the_reader_gives(vcm_tree, options):
         *(side.cams for side in sides),
         visible_tracklets=sides[0].tracklets,
         infrared_tracklets=sides[1].tracklets,
+        direction="i2v",
         topk=3,
         **options,
     )

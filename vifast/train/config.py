@@ -29,17 +29,21 @@ class Section(BaseModel):
 class DatasetConfig(Section):
     """Which dataset and protocol, and how images become batches.
 
-    ``mode``, ``shots`` and ``draw`` are SYSU-MM01's, ``split`` and ``direction`` RegDB's: see the readers. A
-    batch has ``num_ids`` identities with ``num_instances`` images in each modality. ``cache`` keeps all decoded
-    training images in memory.
+    ``mode`` and ``shots`` are SYSU-MM01's, ``draw`` its and LLCM's, ``split`` RegDB's, ``direction`` all others',
+    ``frames`` and ``min_frames`` HITSZ-VCM's; None takes the reader's own default: see the readers. A batch has
+    ``num_ids`` identities with ``num_instances`` images in each modality. ``cache`` keeps all decoded training images
+    in memory. ``on_damage`` stops at what is wrong on disk, or logs it and leaves it out.
     """
 
-    name: Literal["sysu", "regdb"] = "sysu"
+    name: Literal["sysu", "regdb", "llcm", "vcm"] = "sysu"
     mode: Literal["all", "indoor"] = "all"
     shots: Literal[1, 10] = 1
-    draw: Literal["published", "agw"] = "published"
+    draw: Literal["published", "agw", "random", "whole"] | None = None
     split: int = Field(1, ge=1, le=10)
-    direction: Literal["v2i", "i2v"] = "v2i"
+    direction: Literal["v2i", "i2v"] | None = None
+    frames: int | None = Field(None, ge=1)
+    min_frames: int = Field(1, ge=1)
+    on_damage: Literal["error", "skip"] = "error"
     height: int = Field(288, ge=16)
     width: int = Field(144, ge=8)
     num_ids: int = Field(8, ge=2)

@@ -2,8 +2,16 @@
 
 from torch.utils.data import DataLoader
 
-from vifast.data import CrossModalSampler, Dataset, Samples, make_loader, regdb, sysu
+from vifast.data import CrossModalSampler, Dataset, Samples, make_loader
+from vifast.data.layouts import READERS
 from vifast.train.config import ConfigError, TrainConfig
+
+_OPTIONS = {  # of DatasetConfig, by reader
+    "sysu": ("mode", "shots", "draw"),
+    "regdb": ("split", "direction"),
+    "llcm": ("direction", "draw"),
+    "vcm": ("direction", "frames", "min_frames"),
+}
 
 
 def open_dataset(config: TrainConfig) -> Dataset:
@@ -15,10 +23,9 @@ def open_dataset(config: TrainConfig) -> Dataset:
     """
     if config.data is None:
         raise ConfigError("data: expected the dataset's root folder, for example data=/path/to/SYSU-MM01")
-    options = config.dataset
-    if options.name == "regdb":
-        return regdb.load(config.data, split=options.split, direction=options.direction)
-    return sysu.load(config.data, mode=options.mode, shots=options.shots, draw=options.draw)
+    given = {name: getattr(config.dataset, name) for name in _OPTIONS[config.dataset.name]}
+    options = {name: value for name, value in given.items() if value is not None}
+    return READERS[config.dataset.name](config.data, on_damage=config.dataset.on_damage, **options)
 
 
 def train_loader(dataset: Dataset, config: TrainConfig) -> DataLoader:

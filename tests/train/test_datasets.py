@@ -1,0 +1,62 @@
+"""From a configuration to a dataset, and once through training and scoring for the layouts that need options."""
+
+import re
+
+import pytest
+
+from vifast.data import synthetic
+from vifast.train.config import load_config
+from vifast.train.datasets import open_dataset
+from vifast.train.loop import Trainer
+
+TINY = [
+    *(f"dataset.{name}" for name in ("height=32", "width=16", "num_ids=2", "num_instances=2")),
+    "options={backbone: resnet_tiny, backbone_width: 4, non_local: [0, 0, 0, 0]}",
+    "epochs=1",
+    "steps_per_epoch=2",
+]
+
+
+@pytest.fixture(scope="module", params=["regdb", "llcm", "vcm"])
+def root(request, tmp_path_factory):
+    frames = {"vcm": 13}.get(request.param, 2)
+    folder = tmp_path_factory.mktemp("layouts") / request.param
+    return synthetic.write(request.param, folder, num_ids=8, size=(32, 16), images_per_camera=frames)
+
+
+def test_presets_train_and_score_on_their_layout(root, tmp_path):
+    trainer = Trainer(load_config(f"agw-{root.name}", [f"data={root}", *TINY]), tmp_path / "run", quiet=True)
+    scores = trainer.fit().scores
+    name = {"regdb": "RegDB, visible to", "llcm": "LLCM, infrared to", "vcm": "HITSZ-VCM, tracklet level"}[root.name]
+    assert scores.protocol.startswith(name)
+    assert len(scores.trials) == (10 if root.name == "llcm" else 1)
+    assert 0 <= scores.rank1 <= 1
+
+
+def test_options_reach_the_reader(root):
+    preset = f"agw-{root.name}"
+    there, back = (
+        open_dataset(load_config(preset, [f"data={root}", f"dataset.direction={way}"])) for way in ("v2i", "i2v")
+    )
+    assert there.query.paths == back.gallery.paths
+    if root.name == "llcm":
+        assert len(open_dataset(load_config(preset, [f"data={root}", "dataset.draw=whole"])).trials) == 1
+        with pytest.raises(ValueError, match=re.escape("draw: expected one of random, whole, got 'agw'")):
+            open_dataset(load_config(preset, [f"data={root}", "dataset.draw=agw"]))
+    if root.name == "vcm":
+        train = open_dataset(load_config(preset, [f"data={root}", "dataset.frames=2"])).train
+        assert len(train) == 2 * len(set(train.tracklets))
+
+
+def test_damage_is_the_users_choice(root, tmp_path):
+    dataset = open_dataset(load_config(f"agw-{root.name}", [f"data={root}"]))
+    lost = dataset.query.paths[0]
+    hidden = lost.rename(tmp_path / lost.name)
+    try:
+        config = load_config(f"agw-{root.name}", [f"data={root}", "dataset.on_damage=skip"])
+        assert lost not in open_dataset(config).query.paths
+        if root.name != "llcm":  # whose folders are searched, not listed
+            with pytest.raises(FileNotFoundError, match=re.escape(str(lost))):
+                open_dataset(load_config(f"agw-{root.name}", [f"data={root}"]))
+    finally:
+        hidden.rename(lost)
