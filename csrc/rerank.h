@@ -143,6 +143,9 @@ template <bool half>
 void jaccard_rows(SparseRows v, Inverted gallery, Blend blend, const float* most, int64_t first, int64_t r0, int64_t r1,
                   float* dist);
 
+// The dense part of that: a row [n] of distances where no column is shared.
+VIFAST_DECLARE(blend_row, (float* dist, int64_t n, float most, Blend blend))
+
 // The same rows become 1 - v_q . v_g.
 void dot_rows(SparseRows v, Inverted gallery, int64_t first, int64_t r0, int64_t r1, float* dist);
 

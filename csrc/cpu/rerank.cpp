@@ -168,7 +168,7 @@ void jaccard_rows(SparseRows v, Inverted gallery, Blend blend, const float* most
     each_shared(v, first + r, gallery, sums, [](float sum, float a, float b) { return overlap<half>(sum, a, b); });
     const float largest = most[first + r];
     for (int32_t g : sums.touched()) sums.at(g) = blended<half>(sums.at(g), share_of(row[g], largest), blend);
-    for (int64_t g = 0; g < gallery.rows; ++g) row[g] = blended<half>(0.0f, share_of(row[g], largest), blend);
+    VIFAST_DISPATCH(blend_row, row, gallery.rows, largest, blend);
     for (int32_t g : sums.touched()) row[g] = sums.at(g);
     sums.clear();
   }

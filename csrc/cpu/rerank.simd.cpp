@@ -82,6 +82,19 @@ void tile_distances(const float* tile, int64_t r0, int64_t r1, int64_t cols, Til
   }
 }
 
+// Without a shared column J is 1, and its part the weight itself, which is rounded already. Products go through memory before
+// the sum, so that none is fused into it.
+void blend_row(float* dist, int64_t n, float most, Blend blend) {
+  for (int64_t start = 0; start < n; start += kTile) {
+    float part[kTile];
+    const int64_t count = start + kTile < n ? kTile : n - start;
+#pragma omp simd
+    for (int64_t g = 0; g < count; ++g) part[g] = blend.original * (most > 0 ? dist[start + g] / most : 0.0f);
+#pragma omp simd
+    for (int64_t g = 0; g < count; ++g) dist[start + g] = blend.jaccard + part[g];
+  }
+}
+
 void flip_tile(const float* tile, int64_t rows, int64_t cols, int64_t c0, int64_t c1, float* out) {
   constexpr int64_t kSide = 16;
   for (int64_t c = c0; c < c1; c += kSide) {

@@ -1,5 +1,7 @@
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +195,26 @@ def test_defined_at_the_edges():
     expected = oracle.rerank(np.zeros((40, 40), np.float32), 20, 3, 2, 0.5)
     np.testing.assert_array_equal(rerank(one.repeat(20, 1), one.repeat(20, 1), k1=3, k2=2, lambda_=0.5), expected)
     assert rerank(np.ones((2, 3), np.float32), np.zeros((1, 3), np.float32)).shape == (2, 1)
+
+
+PEAK = """
+import resource, torch
+from vifast.retrieval import rerank
+q, g = torch.randn(60, 16), torch.randn(9000, 16)
+rerank(q, g[:500], topk=10)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+rerank(q, g, topk=10)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_no_matrix_in_memory():
+    grown = int(
+        subprocess.run(
+            [sys.executable, "-c", PEAK], cwd=Path(__file__).parent, capture_output=True, check=True, text=True
+        ).stdout
+    )
+    assert grown < 60 * 2**20  # the matrix would have 313 MiB
 
 
 def test_inputs_are_not_written_to():
