@@ -126,7 +126,7 @@ def prepend(path, line):
     [
         ("vis/0001/a_c01_.jpg", "expected `relative/path label`"),
         ("vis/x/a_c01_.jpg 0", "expected an identity number as folder of the image, got 'vis/x/a_c01_.jpg'"),
-        ("vis/0001/a.jpg 0", "expected _c{camera}_ in the file name, one of 1, 2, 3"),
+        ("vis/0001/a.jpg 0", "expected _c{camera}_ in the file name, one of 1..9"),
         ("vis/0001/a_c10_.jpg 0", "expected _c{camera}_ in the file name"),
     ],
 )
@@ -134,15 +134,6 @@ def test_a_malformed_line_is_named(llcm_copy, line, message):
     path = llcm_copy / "idx" / "train_vis.txt"
     prepend(path, line)
     with pytest.raises(ValueError, match=re.escape(f"{path}:1: {message}")):
-        llcm.load(llcm_copy)
-
-
-def test_an_infrared_image_of_camera_3_is_named(llcm_copy):
-    path = llcm_copy / "idx" / "train_nir.txt"
-    prepend(path, "nir/0001/0001_c03_s0_f0_nir.jpg 0")
-    with pytest.raises(
-        ValueError, match=re.escape(f"{path}:1: expected _c{{camera}}_ in the file name, one of 1, 2, 4")
-    ):
         llcm.load(llcm_copy)
 
 

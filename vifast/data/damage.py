@@ -1,6 +1,7 @@
 """What is wrong with a dataset on disk: an error at once, or, where the user chose so, a logged skip."""
 
 import logging
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -159,14 +160,14 @@ def _fault(row: Row, decode: bool) -> ValueError | OSError | None:
     """What is wrong with the image of a row."""
     place = f"{row.place}: " if row.place else ""
     try:
-        size = row.path.stat().st_size
-        if not row.path.is_file():
-            raise FileNotFoundError
+        found = row.path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return FileNotFoundError(f"{place}image not found: {row.path}")
     except (OSError, ValueError) as error:  # no permission; a name that no file can have
         return ValueError(f"{place}image cannot be read: {str(row.path)[:200]!r} ({error})")
-    if size == 0:
+    if not stat.S_ISREG(found.st_mode):
+        return FileNotFoundError(f"{place}image not found, no file: {row.path}")
+    if found.st_size == 0:
         return ValueError(f"{place}image is an empty file: {row.path}")
     if decode:
         try:
