@@ -69,6 +69,7 @@ struct RerankRows {
   const float* keyed;  // [n, d] what is multiplied: unit rows for the cosine
   int64_t n, num_query;
   TileDistance how;
+  const float* origin;  // [d] taken from what is multiplied: any row near the others; null for the cosine
 };
 
 // lists [n, length]: the nearest rows of every row, exactly, ties by lower index; with queries_only the nearest queries, then,
@@ -77,9 +78,9 @@ struct RerankRows {
 template <class T>
 void feature_lists(RerankRows x, bool queries_only, int64_t length, int32_t* lists, float* most, float* dist, int threads);
 
-// dist [q1 - q0, n - num_query]: rows [q0, q1) of what feature_lists writes there, with the same bits. q0: a multiple of
-// kPanel.
-void feature_distances(RerankRows x, int64_t q0, int64_t q1, float* dist, int threads);
+// most [q1 - q0] becomes the largest distance of queries [q0, q1) to the gallery where that is more; dist [q1 - q0,
+// n - num_query] may be null: the distances. A pair has the bits that it has in feature_lists, whatever the other rows are.
+void feature_distances(RerankRows x, int64_t q0, int64_t q1, float* most, float* dist, int threads);
 
 // Distances of every row i to the columns begin[i] .. begin[i + 1] - 1, by direct computation in float64.
 void feature_entries(RerankRows x, int64_t r0, int64_t r1, const int64_t* begin, const int32_t* column, float* value);

@@ -112,28 +112,29 @@ void smallest(py::object dist, int64_t k, py::object value, py::object index, in
   });
 }
 
+TileDistance tile_distance_of(const std::string& metric) {
+  const bool cosine = metric == "cosine", root = metric == "euclidean";
+  if (!cosine && !root && metric != "sqeuclidean")
+    throw py::value_error("metric: expected sqeuclidean, euclidean or cosine, got " + metric);
+  return {cosine ? Metric::cosine : Metric::sqeuclidean, root};
+}
+
 template <class T>
-RerankRows rows_of(py::handle rows, py::handle keyed, const std::string& metric, int64_t num_query) {
+RerankRows rows_of(py::handle rows, py::handle keyed, py::handle origin, const std::string& metric, int64_t num_query) {
   TensorView r(rows, "rows");
   const T* data = r.data<T>({-1, -1});
   const int64_t n = r.size(0), d = r.size(1);
   if (num_query < 1 || num_query >= n || n >= kPairs) throw py::value_error("num_query: expected rows of both sets");
   if (d < 1) throw py::value_error("rows: expected at least one column");
-  const bool cosine = metric == "cosine", root = metric == "euclidean";
-  if (!cosine && !root && metric != "sqeuclidean")
-    throw py::value_error("metric: expected sqeuclidean, euclidean or cosine, got " + metric);
   const RowType type = sizeof(T) == 8 ? RowType::float64 : RowType::float32;
-  return {{data, type, d},
-          array<float>(keyed, "keyed", {n, d}),
-          n,
-          num_query,
-          {cosine ? Metric::cosine : Metric::sqeuclidean, root}};
+  const float* po = origin.is_none() ? nullptr : array<float>(origin, "origin", {d});
+  return {{data, type, d}, array<float>(keyed, "keyed", {n, d}), n, num_query, tile_distance_of(metric), po};
 }
 
 template <class T>
-void rerank_lists(py::object rows, py::object keyed, const std::string& metric, int64_t num_query, bool queries_only,
-                  py::object lists, py::object most, py::object dist, int threads) {
-  const RerankRows x = rows_of<T>(rows, keyed, metric, num_query);
+void rerank_lists(py::object rows, py::object keyed, py::object origin, const std::string& metric, int64_t num_query,
+                  bool queries_only, py::object lists, py::object most, py::object dist, int threads) {
+  const RerankRows x = rows_of<T>(rows, keyed, origin, metric, num_query);
   TensorView l(lists, "lists");
   int32_t* pl = l.data<int32_t>({x.n, -1});
   const int64_t length = l.size(1);
@@ -144,22 +145,24 @@ void rerank_lists(py::object rows, py::object keyed, const std::string& metric, 
   feature_lists<T>(x, queries_only, length, pl, pm, pd, threads);
 }
 
+// dist may be None.
 template <class T>
-void rerank_distances(py::object rows, py::object keyed, const std::string& metric, int64_t num_query, int64_t first,
-                      py::object dist, int threads) {
-  const RerankRows x = rows_of<T>(rows, keyed, metric, num_query);
-  TensorView d(dist, "dist");
-  float* pd = d.data<float>({-1, x.n - num_query});
-  const int64_t last = first + d.size(0);
+void rerank_distances(py::object rows, py::object keyed, py::object origin, const std::string& metric, int64_t num_query,
+                      int64_t first, py::object most, py::object dist, int threads) {
+  const RerankRows x = rows_of<T>(rows, keyed, origin, metric, num_query);
+  TensorView m(most, "most");
+  float* pm = m.data<float>({-1});
+  const int64_t last = first + m.size(0);
   if (first < 0 || last > num_query) throw py::value_error("first: expected rows of the queries");
+  float* pd = dist.is_none() ? nullptr : array<float>(dist, "dist", {m.size(0), x.n - num_query});
   py::gil_scoped_release release;
-  feature_distances(x, first, last, pd, threads);
+  feature_distances(x, first, last, pm, pd, threads);
 }
 
 template <class T>
-void rerank_entries(py::object rows, py::object keyed, const std::string& metric, int64_t num_query, py::object begin,
-                    py::object column, py::object value, int threads) {
-  const RerankRows x = rows_of<T>(rows, keyed, metric, num_query);
+void rerank_entries(py::object rows, py::object keyed, py::object origin, const std::string& metric, int64_t num_query,
+                    py::object begin, py::object column, py::object value, int threads) {
+  const RerankRows x = rows_of<T>(rows, keyed, origin, metric, num_query);
   TensorView b(begin, "begin"), c(column, "column");
   const int64_t* pb = b.data<int64_t>({-1});
   const int64_t n = b.size(0) - 1;
@@ -301,14 +304,14 @@ void compare(py::object begin, py::object count, py::object column, py::object v
 
 template <class T>
 void define_features(py::module_& m, const std::string& type) {
-  m.def(("rerank_lists_" + type).c_str(), &rerank_lists<T>, py::arg("rows"), py::arg("keyed"), py::arg("metric"),
+  m.def(("rerank_lists_" + type).c_str(), &rerank_lists<T>, py::arg("rows"), py::arg("keyed"), py::arg("origin"), py::arg("metric"),
         py::arg("num_query"), py::arg("queries_only"), py::arg("lists"), py::arg("most"), py::arg("dist"), py::arg("threads"),
         "Nearest rows and largest distance of every row, and the distances of queries to the gallery.");
-  m.def(("rerank_distances_" + type).c_str(), &rerank_distances<T>, py::arg("rows"), py::arg("keyed"), py::arg("metric"),
-        py::arg("num_query"), py::arg("first"), py::arg("dist"), py::arg("threads"),
-        "Distances of a block of queries to the gallery.");
-  m.def(("rerank_entries_" + type).c_str(), &rerank_entries<T>, py::arg("rows"), py::arg("keyed"), py::arg("metric"),
-        py::arg("num_query"), py::arg("begin"), py::arg("column"), py::arg("value"), py::arg("threads"),
+  m.def(("rerank_distances_" + type).c_str(), &rerank_distances<T>, py::arg("rows"), py::arg("keyed"), py::arg("origin"),
+        py::arg("metric"), py::arg("num_query"), py::arg("first"), py::arg("most"), py::arg("dist"), py::arg("threads"),
+        "Distances of a block of queries to the gallery, and the largest of every row.");
+  m.def(("rerank_entries_" + type).c_str(), &rerank_entries<T>, py::arg("rows"), py::arg("keyed"), py::arg("origin"),
+        py::arg("metric"), py::arg("num_query"), py::arg("begin"), py::arg("column"), py::arg("value"), py::arg("threads"),
         "Distances of rows to the columns listed for them.");
 }
 

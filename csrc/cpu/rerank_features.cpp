@@ -28,22 +28,15 @@ struct Packed {
   std::vector<double> norm;
   std::vector<float> sq;
 
-  Packed(const RerankRows& x, int64_t first, int64_t n, const float* mean, int threads) : first(first), n(n), norm(n), sq(n) {
+  Packed(const RerankRows& x, int64_t first, int64_t n, int threads) : first(first), n(n), norm(n), sq(n) {
     const int64_t d = x.rows.d;
-    rows = PackedRows(x.keyed + first * d, n, d, mean, sq.data(), threads);
+    rows = PackedRows(x.keyed + first * d, n, d, x.origin, sq.data(), threads);
     const float* panels = rows.from(0);
     parallel_for(panels_of(n), std::max<int64_t>(1, kGrain / (kPanel * d)), threads,
                  [&](int64_t p0, int64_t p1) { VIFAST_DISPATCH(panel_norms, panels, d, n, p0, p1, norm.data()); });
     for (int64_t i = 0; i < n; ++i) sq[i] = static_cast<float>(norm[i] * norm[i]);
   }
 };
-
-std::vector<float> origin_of(const RerankRows& x, int threads) {
-  if (x.how.metric == Metric::cosine) return {};
-  return common_mean(x.keyed, x.n, nullptr, 0, x.rows.d, threads);
-}
-
-const float* data_of(const std::vector<float>& x) { return x.empty() ? nullptr : x.data(); }
 
 // Exact distances of row i to rows of the whole; entries is scratch.
 template <class Each>
@@ -152,8 +145,7 @@ struct Lister {
 template <class T>
 void feature_lists(RerankRows x, bool queries_only, int64_t length, int32_t* lists, float* most, float* dist, int threads) {
   const int64_t q = x.num_query, g = x.n - q;
-  const std::vector<float> mean = origin_of(x, threads);
-  const Packed queries(x, 0, q, data_of(mean), threads), gallery(x, q, g, data_of(mean), threads);
+  const Packed queries(x, 0, q, threads), gallery(x, q, g, threads);
   std::fill(most, most + x.n, 0.0f);
   Lister<T> lister(x, queries_only ? std::min(length, q) : length, threads);
   lister.sweep(queries, queries, true, true, most, nullptr);
@@ -162,17 +154,20 @@ void feature_lists(RerankRows x, bool queries_only, int64_t length, int32_t* lis
   lister.finish(q, length, lists);
 }
 
-void feature_distances(RerankRows x, int64_t q0, int64_t q1, float* dist, int threads) {
+void feature_distances(RerankRows x, int64_t q0, int64_t q1, float* most, float* dist, int threads) {
   const int64_t q = x.num_query, g = x.n - q;
-  const std::vector<float> mean = origin_of(x, threads);
-  const Packed queries(x, q0, q1 - q0, data_of(mean), threads), gallery(x, q, g, data_of(mean), threads);
+  const Packed queries(x, q0, q1 - q0, threads), gallery(x, q, g, threads);
   const auto tile = buffer(q1 - q0, g);
   each_tile(q1 - q0, g, false, [&](Tile t) {
     products(queries.rows, gallery.rows, t, false, tile.get(), t.cols, threads);
-    std::vector<float> most(t.rows, 0.0f);
     parallel_for(t.rows, std::max<int64_t>(1, kGrain / t.cols), threads, [&](int64_t r0, int64_t r1) {
-      write_distances(x, tile.get(), queries, t.row0, r0, r1, gallery, t.col0, t.cols, dist + t.row0 * g + t.col0, g,
-                      most.data());
+      if (dist) {
+        write_distances(x, tile.get(), queries, t.row0, r0, r1, gallery, t.col0, t.cols, dist + t.row0 * g + t.col0, g,
+                        most + t.row0);
+      } else {
+        VIFAST_DISPATCH(tile_distances, tile.get(), r0, r1, t.cols, x.how, queries.sq.data() + t.row0,
+                        gallery.sq.data() + t.col0, nullptr, 0, nullptr, most + t.row0);
+      }
     });
   });
 }

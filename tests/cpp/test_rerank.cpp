@@ -37,7 +37,7 @@ Set lattice(int64_t n, int64_t d, unsigned seed) {
 void check_lists(int64_t q, int64_t g, int64_t d, int64_t length, bool queries_only) {
   const Set s = lattice(q + g, d, 7);
   const Matrix dist = distances(s);
-  const RerankRows x{{s.x.data(), RowType::float32, d}, s.x.data(), s.n, q, {Metric::sqeuclidean, false}};
+  const RerankRows x{{s.x.data(), RowType::float32, d}, s.x.data(), s.n, q, {Metric::sqeuclidean, false}, s.x.data()};
   std::vector<int32_t> lists(s.n * length);
   std::vector<float> most(s.n), out(q * g), part(std::min<int64_t>(q, 16) * g);
   feature_lists<float>(x, queries_only, length, lists.data(), most.data(), out.data(), 3);
@@ -50,8 +50,11 @@ void check_lists(int64_t q, int64_t g, int64_t d, int64_t length, bool queries_o
   for (int64_t i = 0; i < q; ++i) {
     for (int64_t j = 0; j < g; ++j) CHECK(near(out[i * g + j], dist[i][q + j], 1e-5, 1e-3));
   }
-  feature_distances(x, 0, std::min<int64_t>(q, 16), part.data(), 2);
+  const int64_t rows = std::min<int64_t>(q, 16);
+  std::vector<float> largest(rows, 0.0f);
+  feature_distances(x, 0, rows, largest.data(), part.data(), 2);
   CHECK(std::equal(part.begin(), part.end(), out.begin()));
+  for (int64_t i = 0; i < rows; ++i) CHECK(largest[i] == *std::max_element(part.begin() + i * g, part.begin() + (i + 1) * g));
 }
 
 TEST(rerank_lists_are_sorted_rows) {
@@ -151,7 +154,7 @@ TEST(sparse_rows_agree_with_dense_ones) {
     CHECK(static_cast<size_t>(count[i]) == expected.size());
   }
 
-  const RerankRows x{{s.x.data(), RowType::float32, s.d}, s.x.data(), n, q, {Metric::sqeuclidean, true}};
+  const RerankRows x{{s.x.data(), RowType::float32, s.d}, s.x.data(), n, q, {Metric::sqeuclidean, true}, nullptr};
   std::vector<float> value(begin[n]);
   feature_entries(x, 0, n, begin.data(), column.data(), value.data());
   for (int64_t i = 0; i < n; ++i) {

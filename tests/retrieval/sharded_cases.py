@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from vifast.retrieval import Gallery, ShardedGallery, evaluate, products, search, sharded
+from vifast.retrieval import Gallery, ShardedGallery, evaluate, products, rerank, search, sharded, sharded_rerank
 
 METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
 MODES = ("none", "same_camera", "same_id_camera", "sysu")
@@ -61,6 +61,21 @@ def evaluations():
         yield (number, 3, 1500, 16, "two people", torch.float32), {"metric": metric, "exclude": "same_camera"}
 
 
+def reranks():
+    for number, metric in enumerate(("cosine", "euclidean", "sqeuclidean")):
+        for dtype in (torch.float32, torch.float64, torch.float16):
+            for kind in ("generic", "integers", "duplicates"):
+                options = {"metric": metric, "k1": (20, 3, 400)[number], "k2": (6, 1, 2)[number]}
+                yield (number, 9, 90, 12, kind, dtype), options
+        yield (number, 30, 120, 8, "duplicates", torch.float32), {"metric": metric, "queries_only": True, "topk": 7}
+        yield (number, 5, 60, 8, "generic", torch.float32), {"metric": metric, "queries_only": True}
+        yield (number, 9, 70, 8, "generic", torch.float32), {"metric": metric, "method": "gnn", "k1": 8, "k2": 3}
+
+
+def as_pair(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
 def mask_of(query, gallery):
     return torch.arange(len(query))[:, None] % 4 == torch.arange(len(gallery)) % 5
 
@@ -75,6 +90,8 @@ def alone():
     for case, options in evaluations():
         result = evaluate(*draw(*case), **options)
         results.append((result.cmc, result.ap, result.inp, torch.tensor([result.mean_ap, result.mean_inp])))
+    for case, options in reranks():
+        results.append(as_pair(rerank(*draw(*case)[:2], **options)))
     return results
 
 
@@ -103,6 +120,12 @@ def together(rank, ranks):
             query if source in (None, rank) else None, query_ids, query_cams, source=source, **options
         )
         results.append((result.cmc, result.ap, result.inp, torch.tensor([result.mean_ap, result.mean_inp])))
+    for number, (case, options) in enumerate(reranks()):
+        query, gallery = draw(*case)[:2]
+        begin = bounds(number, len(gallery), ranks)
+        source = None if number % 2 else number // 2 % ranks
+        shard = ShardedGallery(gallery[begin[rank] : begin[rank + 1]])
+        results.append(as_pair(shard.rerank(query if source in (None, rank) else None, source=source, **options)))
     return results
 
 
@@ -162,6 +185,11 @@ def errors(rank, ranks):
         lambda: good.evaluate(query, ids + 9),
         lambda: good.evaluate(query * 1e37, ids),
         lambda: tiny.evaluate(query * 1e-9, ids),
+        lambda: good.rerank(query, k1=0),
+        lambda: good.rerank(query, precision="reference"),
+        lambda: good.rerank(query, topk=3 * ranks + 1),
+        lambda: good.rerank(query, k1=1 + rank),
+        lambda: good.rerank(query * 1e19),
     ]
     told = []
     for call in calls:
@@ -210,11 +238,15 @@ def wire(rank, ranks):
         return received(ranks, lambda: call(60)) - received(ranks, lambda: call(40))
 
     own = {n: query[:n] if rank == 0 else None for n in (40, 60)}
+    rows = sharded_rerank.ShardedFeatures(gallery._wire, query, gallery.features, gallery._counts, "euclidean")
+    pairs = torch.arange(len(rows.query) + len(gallery) + 1) * 3, torch.arange(3).int().repeat(rows.rows)
     return {
         "search": more(lambda n: gallery.search(query[:n], 7)),
         "search, queries sent": more(lambda n: gallery.search(own[n], 7, source=0)),
         "evaluate": more(lambda n: gallery.evaluate(query[:n], ids[:n])),
         "evaluate, queries sent": more(lambda n: gallery.evaluate(own[n], ids[:n], source=0)),
+        "rerank, lists": received(ranks, lambda: rows.lists(9, False, True)),
+        "rerank, pairs": received(ranks, lambda: rows.entries(*pairs)),
         "identity": more(lambda n: gallery.evaluate(query[:n], ids[:n], cmc="identity", topk=5)),
     }
 
@@ -222,9 +254,10 @@ def wire(rank, ranks):
 def main(folder, rank, ranks):
     torch.set_num_threads(1)
     products.LEAST_ROWS, products.WORKSPACE, sharded.QUERIES = 16, 1, 8
+    sharded_rerank.ROWS, sharded_rerank.COLUMNS = 16, 20
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=ranks)
     results = {"equal": together(rank, ranks), "errors": errors(rank, ranks), "file": from_a_file(folder, rank, ranks)}
-    products.LEAST_ROWS, sharded.QUERIES = 64, 4096
+    products.LEAST_ROWS, sharded.QUERIES, sharded_rerank.ROWS = 64, 4096, 4096
     results["wire"] = wire(rank, ranks)
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()

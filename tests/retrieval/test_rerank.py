@@ -363,4 +363,6 @@ def test_binding_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="column: expected columns below 2"):
         _C.rerank_invert(*sparse, 0, torch.empty(3, dtype=torch.int64), column, torch.ones(3))
     with pytest.raises(ValueError, match="metric: expected sqeuclidean, euclidean or cosine, got dot"):
-        _C.rerank_distances_float32(FEATURES, FEATURES, "dot", 2, 0, torch.empty(2, 3), 1)
+        _C.rerank_distances_float32(FEATURES, FEATURES, None, "dot", 2, 0, torch.zeros(2), None, 1)
+    with pytest.raises(ValueError, match="first: expected rows of the queries"):
+        _C.rerank_distances_float32(FEATURES, FEATURES, None, "cosine", 2, 1, torch.zeros(2), None, 1)

@@ -10,9 +10,36 @@ from torch import Tensor
 
 from vifast.kernels import _C
 from vifast.kernels._cpu import product
+from vifast.retrieval.products import norms, origin_of, working_dtype
 
 BLOCK = 64 * 2**20  # bytes of distances that exist at a time
 SPARE = 32  # candidates held beyond those that are wanted
+
+
+class Keyed:
+    """Rows as they are multiplied: of unit length for the cosine, otherwise with what is taken from them.
+
+    ``query`` are all queries of the call: a row's place must not depend on which others are looked at with it.
+    """
+
+    def __init__(self, query: Tensor, metric: str):
+        self.metric, self.origin, self.shift = metric, None, None
+        if metric != "cosine":
+            origin = origin_of(query)
+            # float64 rows are shifted before they are rounded, float32 rows as they are packed.
+            self.origin, self.shift = (None, origin) if query.dtype == torch.float64 else (origin, None)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        if self.metric == "cosine":
+            norm = norms(rows)[:, None]
+            return torch.where(norm > 0, rows / norm, 0.0).float()
+        return rows.float() if self.shift is None else (rows - self.shift).float()
+
+    def pairs(self, a: Tensor, b: Tensor, most: Tensor, dist: Tensor | None) -> None:
+        """Distances of rows ``a`` to rows ``b``; ``most`` rises to the largest of each row."""
+        both = torch.cat([a, b])
+        function = _C.rerank_distances_float64 if both.dtype == torch.float64 else _C.rerank_distances_float32
+        function(both, self.rows(both), self.origin, self.metric, len(a), 0, most, dist, torch.get_num_threads())
 
 
 class Features:
@@ -20,14 +47,10 @@ class Features:
 
     def __init__(self, query: Tensor, gallery: Tensor, metric: str):
         rows = torch.cat([query, gallery])
-        rows = rows if rows.dtype == torch.float64 else rows.float()
+        rows = rows.to(working_dtype(rows.dtype))
         self.rows, self.num_query = len(rows), len(query)
-        if metric == "cosine":
-            norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
-            keyed = torch.where(norm > 0, rows / norm, 0.0).float()
-        else:
-            keyed = rows if rows.dtype == torch.float32 else (rows - rows.mean(0)).float()
-        self._arguments = (rows, keyed, metric, self.num_query)
+        keyed = Keyed(rows[: len(query)], metric)
+        self._arguments = (rows, keyed.rows(rows), keyed.origin, metric, self.num_query)
         self._suffix = str(rows.dtype).removeprefix("torch.")
 
     def _call(self, name: str, *arguments) -> None:
@@ -46,7 +69,7 @@ class Features:
 
     def block(self, start: int, stop: int) -> Tensor:
         dist = torch.empty(stop - start, self.rows - self.num_query)
-        self._call("distances", start, dist)
+        self._call("distances", start, torch.zeros(stop - start), dist)
         return dist
 
 

@@ -95,6 +95,23 @@ def rerank(
         >>> rerank(query, gallery, k1=1, k2=1).argsort(1).tolist()
         [[0, 2, 1], [1, 2, 0]]
     """
+    settings = check_options(metric, method, k1, k2, lambda_, queries_only, precision, alpha)
+    query, gallery = features(query, gallery)
+    topk = check_topk(topk, len(gallery))
+    for name, value in (("query", query), ("gallery", gallery)):
+        check_norms(name, value)
+    exact = method == "k-reciprocal" and not settings.half
+    if exact and can_rerank_cuda(query, settings.widths(len(query) + len(gallery))[2]):
+        return k_reciprocal_cuda(DeviceFeatures(query, gallery, metric), settings, topk)
+    device = query.device
+    source = (Products if settings.half else Features)(query.cpu(), gallery.cpu(), metric)
+    if method == "k-reciprocal":
+        return to_device(device, k_reciprocal(source, settings, topk))
+    cosine = source if metric == "cosine" else Features(query.cpu(), gallery.cpu(), "cosine")
+    return to_device(device, graph(source, cosine, settings.k1, settings.k2, alpha, topk))
+
+
+def check_options(metric, method, k1, k2, lambda_, queries_only, precision, alpha) -> Settings:
     _checks.one_of("metric", metric, METRICS)
     _checks.one_of("method", method, METHODS)
     settings = _settings(k1, k2, lambda_, queries_only, precision)
@@ -103,20 +120,13 @@ def rerank(
         raise ValueError("queries_only: expected False, which is all that the graph method has, got True")
     if method == "gnn" and settings.half:
         raise ValueError("precision: expected float32, which is all that the graph method has, got 'reference'")
-    query, gallery = features(query, gallery)
-    topk = _topk(topk, len(gallery))
-    for name, value in (("query", query), ("gallery", gallery)):
-        if float(finite_norms(name, value).max()) > LARGEST_NORM:
-            raise ValueError(f"{name}: expected rows of a norm of at most {LARGEST_NORM:g}")
-    exact = method == "k-reciprocal" and not settings.half
-    if exact and can_rerank_cuda(query, settings.widths(len(query) + len(gallery))[2]):
-        return k_reciprocal_cuda(DeviceFeatures(query, gallery, metric), settings, topk)
-    device = query.device
-    source = (Products if settings.half else Features)(query.cpu(), gallery.cpu(), metric)
-    if method == "k-reciprocal":
-        return _to(device, k_reciprocal(source, settings, topk))
-    cosine = source if metric == "cosine" else Features(query.cpu(), gallery.cpu(), "cosine")
-    return _to(device, graph(source, cosine, settings.k1, settings.k2, alpha, topk))
+    return settings
+
+
+def check_norms(name: str, rows: Tensor) -> None:
+    """Finite rows, and of norms whose squares float32 holds."""
+    if len(rows) and float(finite_norms(name, rows).max()) > LARGEST_NORM:
+        raise ValueError(f"{name}: expected rows of a norm of at most {LARGEST_NORM:g}")
 
 
 def rerank_distance(
@@ -173,8 +183,8 @@ def rerank_distance(
         source = _three(dist, query_query, gallery_gallery, settings)
     else:
         source = _one(dist, query_query, gallery_gallery, num_query)
-    topk = _topk(topk, source.rows - source.num_query)
-    return _to(dist.device, k_reciprocal(source, settings, topk))
+    topk = check_topk(topk, source.rows - source.num_query)
+    return to_device(dist.device, k_reciprocal(source, settings, topk))
 
 
 def _settings(k1, k2, lambda_, queries_only, precision) -> Settings:
@@ -184,7 +194,7 @@ def _settings(k1, k2, lambda_, queries_only, precision) -> Settings:
     return Settings(positive("k1", k1), positive("k2", k2), float(lambda_), queries_only, precision == "reference")
 
 
-def _topk(topk, gallery: int) -> int | None:
+def check_topk(topk, gallery: int) -> int | None:
     if topk is None:
         return None
     topk = positive("topk", topk)
@@ -228,5 +238,5 @@ def _one(dist: Tensor, query_query, gallery_gallery, num_query) -> Stacked:
     return Stacked(_matrix("dist", dist, [n, n]), num_query)
 
 
-def _to(device: torch.device, result):
+def to_device(device: torch.device, result):
     return tuple(x.to(device) for x in result) if isinstance(result, tuple) else result.to(device)

@@ -1,4 +1,4 @@
-"""Search and evaluation of a gallery whose rows are spread over the processes of a group."""
+"""Search, evaluation and re-ranking of a gallery whose rows are spread over the processes of a group."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from torch import Tensor
 
 from vifast import _checks
 from vifast.retrieval._arguments import METRICS, as_tensor, check_finite, codes_of, positive
+from vifast.retrieval._graph import graph
+from vifast.retrieval._rerank import k_reciprocal
 from vifast.retrieval._wire import Wire, attempt
 from vifast.retrieval.gallery import Gallery
 from vifast.retrieval.products import GalleryProducts, block_rows, check_sizes, finite_norms, origin_of, working_dtype
 from vifast.retrieval.ranking import RankMetrics
+from vifast.retrieval.rerank import check_norms, check_options, check_topk, to_device
 from vifast.retrieval.search import distances, exclusion_blocks, nearest
 from vifast.retrieval.sharded_ranking import ShardedRankFold
+from vifast.retrieval.sharded_rerank import ShardedFeatures
 
 QUERIES = 4096  # searched at a time
 
@@ -72,7 +76,7 @@ class ShardedGallery:
         kind = f"{self.features.size(1)} columns of {self.features.dtype}, "
         kind += ", ".join(f"{'no ' * (value is None)}{name}" for name, value in (("ids", ids), ("cams", cams)))
         self._wire.same("features, ids, cams", kind.encode())
-        counts = self._wire.gather(torch.tensor([len(self.features)])).flatten().tolist()
+        self._counts = counts = self._wire.gather(torch.tensor([len(self.features)])).flatten().tolist()
         self.first, self.total = sum(counts[: self._wire.rank]), sum(counts)
         if self.total == 0:
             raise ValueError("features: expected at least one row on one of the ranks")
@@ -191,6 +195,68 @@ class ShardedGallery:
             rows = query.rows(start, start + step)
             state.fold(products.fill(rows, workspace[: len(rows)]), start, products.linear)
         return state.metrics("query")
+
+    def rerank(
+        self,
+        query,
+        *,
+        k1: int = 20,
+        k2: int = 6,
+        lambda_: float = 0.3,
+        metric: str = "sqeuclidean",
+        queries_only: bool = False,
+        precision: str = "float32",
+        topk: int | None = None,
+        method: str = "k-reciprocal",
+        alpha: float = 2.0,
+        source: int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """:func:`vifast.retrieval.rerank` with the whole gallery.
+
+        Every row travels to every rank twice: once to be compared with the rows held there, once for the distances of
+        the pairs that its neighbours name. What follows is sparse and done on every rank.
+
+        Args:
+            query: [Q, D] on the device of the features, the same on every rank; with ``source`` on that rank alone.
+            k1: as in ``rerank``, like all that follow.
+            k2: likewise.
+            lambda_: likewise.
+            metric: likewise.
+            queries_only: likewise.
+            precision: ``"float32"``; the products of ``"reference"`` are of all rows in one process.
+            topk: likewise.
+            method: likewise.
+            alpha: likewise.
+            source: as in :meth:`search`.
+
+        Returns:
+            As ``rerank``, on every rank.
+
+        Raises:
+            TypeError: as ``rerank``.
+            ValueError: likewise; another ``precision``, arguments that differ between ranks.
+
+        Memory:
+            Beyond the rows held here: the queries, 4096 rows in transit, about 2 kB for every row of all ranks, and the
+            output. Features on a GPU are brought to the CPU.
+        """
+        settings, error = attempt(check_options, metric, method, k1, k2, lambda_, queries_only, precision, alpha)
+        if error is None and settings.half:
+            error = ValueError("precision: expected float32 for a gallery of several processes, got 'reference'")
+        self._wire.agree(error)
+        topk, error = attempt(check_topk, topk, self.total)
+        self._wire.agree(error)
+        query = self._queries(query, source, (settings, metric, method, alpha, topk))
+        query, own = query.rows(0, len(query)).cpu(), self.features.cpu()
+        for name, rows in (("query", query), ("gallery", own)):
+            self._wire.agree(attempt(check_norms, name, rows)[1])
+        features = ShardedFeatures(self._wire, query, own, self._counts, metric)
+        if method == "k-reciprocal":
+            result = k_reciprocal(features, settings, topk)
+        else:
+            cosine = features if metric == "cosine" else features.of("cosine")
+            result = graph(features, cosine, settings.k1, settings.k2, alpha, topk)
+        return to_device(self.features.device, result)
 
     def _check_search(self, k, metric, chunk) -> None:
         _checks.one_of("metric", metric, METRICS)
