@@ -53,10 +53,16 @@ def test_damage_is_the_users_choice(root, tmp_path):
     lost = dataset.query.paths[0]
     hidden = lost.rename(tmp_path / lost.name)
     try:
-        config = load_config(f"agw-{root.name}", [f"data={root}", "dataset.on_damage=skip"])
+        skip = ["dataset.on_damage=skip"]
+        config = load_config(f"agw-{root.name}", [f"data={root}", *skip])
         assert lost not in open_dataset(config).query.paths
+        lost.write_bytes(hidden.read_bytes()[:-40])
+        assert lost in open_dataset(config).query.paths
+        decoded = load_config(f"agw-{root.name}", [f"data={root}", *skip, "dataset.decode=true"])
+        assert lost not in open_dataset(decoded).query.paths
+        lost.unlink()
         if root.name != "llcm":  # whose folders are searched, not listed
             with pytest.raises(FileNotFoundError, match=re.escape(str(lost))):
                 open_dataset(load_config(f"agw-{root.name}", [f"data={root}"]))
     finally:
-        hidden.rename(lost)
+        hidden.replace(lost)

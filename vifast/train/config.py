@@ -32,7 +32,8 @@ class DatasetConfig(Section):
     ``mode`` and ``shots`` are SYSU-MM01's, ``draw`` its and LLCM's, ``split`` RegDB's, ``direction`` all others',
     ``frames`` and ``min_frames`` HITSZ-VCM's; None takes the reader's own default: see the readers. A batch has
     ``num_ids`` identities with ``num_instances`` images in each modality. ``cache`` keeps all decoded training images
-    in memory. ``on_damage`` stops at what is wrong on disk, or logs it and leaves it out.
+    in memory. ``on_damage`` stops at what is wrong on disk, or logs it and leaves it out; with ``decode`` that includes
+    images that do not decode to their end (about a millisecond an image, before training).
     """
 
     name: Literal["sysu", "regdb", "llcm", "vcm"] = "sysu"
@@ -44,6 +45,7 @@ class DatasetConfig(Section):
     frames: int | None = Field(None, ge=1)
     min_frames: int = Field(1, ge=1)
     on_damage: Literal["error", "skip"] = "error"
+    decode: bool = False
     height: int = Field(288, ge=16)
     width: int = Field(144, ge=8)
     num_ids: int = Field(8, ge=2)

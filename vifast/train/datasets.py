@@ -12,6 +12,7 @@ _OPTIONS = {  # of DatasetConfig, by reader
     "llcm": ("direction", "draw"),
     "vcm": ("direction", "frames", "min_frames"),
 }
+_CHECKS = ("on_damage", "decode")  # of every reader
 
 
 def open_dataset(config: TrainConfig) -> Dataset:
@@ -23,9 +24,9 @@ def open_dataset(config: TrainConfig) -> Dataset:
     """
     if config.data is None:
         raise ConfigError("data: expected the dataset's root folder, for example data=/path/to/SYSU-MM01")
-    given = {name: getattr(config.dataset, name) for name in _OPTIONS[config.dataset.name]}
+    given = {name: getattr(config.dataset, name) for name in (*_OPTIONS[config.dataset.name], *_CHECKS)}
     options = {name: value for name, value in given.items() if value is not None}
-    return READERS[config.dataset.name](config.data, on_damage=config.dataset.on_damage, **options)
+    return READERS[config.dataset.name](config.data, **options)
 
 
 def train_loader(dataset: Dataset, config: TrainConfig) -> DataLoader:
