@@ -13,6 +13,9 @@ struct FreeAligned {
   void operator()(float* p) const { std::free(p); }
 };
 
+// Memory for `count` floats, at a multiple of 64 bytes.
+std::unique_ptr<float, FreeAligned> aligned(int64_t count);
+
 class PackedRows {
  public:
   PackedRows() = default;

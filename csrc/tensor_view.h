@@ -62,6 +62,12 @@ struct DTypeOf<bool> {
   static constexpr const char* name = "bool";
 };
 
+template <class T>
+struct Matrix {  // element [r, c] is data[r * row + c * col]
+  T* data;
+  int64_t row, col;
+};
+
 class TensorView {
  public:
   TensorView(py::handle object, const char* name) : name_(name) {
@@ -93,14 +99,20 @@ class TensorView {
     return first<T>(dlpack::kCPU);
   }
 
-  // The same of a matrix [rows, cols] on the CPU whose rows may lie further apart: *stride elements.
+  // A matrix [rows, cols] on the CPU with any strides.
+  template <class T>
+  Matrix<T> matrix(int64_t rows, int64_t cols) const {
+    if (t_.ndim != 2 || t_.shape[0] != rows || t_.shape[1] != cols) check_sizes({rows, cols});
+    return {first<T>(dlpack::kCPU), t_.strides ? t_.strides[0] : cols, t_.strides ? t_.strides[1] : 1};
+  }
+
+  // The same of a matrix whose rows are contiguous, *stride elements apart.
   template <class T>
   T* rows(int64_t rows, int64_t cols, int64_t* stride) const {
-    const bool fits = t_.ndim == 2 && t_.shape[0] == rows && t_.shape[1] == cols;
-    const bool along = t_.ndim == 2 && (t_.strides == nullptr || t_.shape[1] <= 1 || t_.strides[1] == 1);
-    *stride = t_.ndim == 2 && t_.strides != nullptr && rows > 1 ? t_.strides[0] : cols;
-    if (!fits || !along || *stride < cols) check_sizes({rows, cols});
-    return first<T>(dlpack::kCPU);
+    const Matrix<T> m = matrix<T>(rows, cols);
+    *stride = rows > 1 ? m.row : cols;
+    if ((cols > 1 && m.col != 1) || *stride < cols) check_sizes({rows, cols});
+    return m.data;
   }
 
   template <class T>

@@ -3,15 +3,26 @@
 import torch
 from torch import Tensor
 
-# Summing at most this many columns in one call keeps MKL from splitting the sum over threads, which would make the last
-# bits depend on their number. Fewer rows than LEAST_ROWS on the left, or one on the right, take paths that depend on it
-# all the same: 42 of 944 random shapes differed between 1 and 2 threads, each with 4 to 15 rows on the left.
+from vifast.kernels import _C
+
+# float64 alone is left to the BLAS. Summing at most this many columns in one call keeps MKL from splitting the sum over
+# threads, which would make the last bits depend on their number. Fewer rows than LEAST_ROWS on the left, or one on the
+# right, take paths that depend on it all the same: 42 of 944 random shapes differed between 1 and 2 threads, each with
+# 4 to 15 rows on the left.
 DEPTH = 512
 LEAST_ROWS = 16
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """``out = a @ b.T`` with the same bits for any number of threads. Shapes [M, D], [N, D] -> [M, N], float32."""
+    """``out = a @ b.T`` with the same bits for any number of threads. Shapes [M, D], [N, D] -> [M, N]."""
+    if out.dtype == torch.float32:
+        threads = torch.get_num_threads()
+        if b.stride(1) == 1:
+            left, right = (_C.PackedRows(x.contiguous(), None, threads) for x in (a, b))
+            left.products(right, out, threads)
+        else:
+            _C.weighted_sums(a, b.T, out, False, threads)
+        return out
     if len(a) < LEAST_ROWS or len(b) == 1:
         a_wide, b_wide = _at_least(a, LEAST_ROWS), _at_least(b, 2)
         wide = product(a_wide, b_wide, out.new_empty(len(a_wide), len(b_wide)))
@@ -45,7 +56,7 @@ def weighted_rows(sets: list[Tensor | None], weigh, step: int) -> list[Tensor | 
 
     def add(out, start, stop, weights, rows):
         part = out[start:stop]
-        torch.addmm(part, weights, rows, beta=float(part.data_ptr() in started), out=part)
+        _C.weighted_sums(weights, rows, part, part.data_ptr() in started, torch.get_num_threads())
         started.add(part.data_ptr())
 
     for i, i_end, j, j_end in diagonal_last(len(like), step):

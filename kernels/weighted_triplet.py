@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from vifast.kernels import _C
-from vifast.kernels._cpu import float_rows, weighted_rows
+from vifast.kernels._cpu import float_rows, product, weighted_rows
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
 from vifast.kernels._tile import (
@@ -257,7 +257,7 @@ def _cpu_backward(grad, saved, mean, dist, feat, labels, stable, precision):
     if dist.dim() == 2:
         weights = dist.clone()
         _C.WrtBackward(x, None, labels, stable, grad, saved, threads).weigh(weights, 0, 0, threads)
-        return torch.mm(weights, x_c, out=torch.empty_like(x)).to(feat.dtype)  # autocast leaves out= alone
+        return product(weights, x_c.T, torch.empty_like(x)).to(feat.dtype)
     backward = _C.WrtBackward(x, x_c, labels, stable, grad, saved, threads)
     (out,) = weighted_rows([x_c], lambda tile, i, j: backward.weigh(tile, i, j, threads), STRIP)
     return out.to(feat.dtype)

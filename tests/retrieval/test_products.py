@@ -51,6 +51,25 @@ def test_gallery_products_order_as_distances(metric):
     np.testing.assert_allclose(keys, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_weighted_sums_of_any_shape(isa):
+    generator = torch.Generator().manual_seed(3)
+    for n, m, d in ((1, 1, 1), (3, 5, 7), (9, 1030, 100), (120, 120, 97), (0, 3, 4), (3, 0, 4)):
+        weights, turned = torch.randn(n, m, generator=generator), torch.randn(m, n, generator=generator).T
+        rows = torch.randn(m, d + 3, generator=generator)[:, 2:-1]
+        out = torch.full((n, d + 2), torch.nan)
+        inner = out[:, 1:-1]
+        _C.weighted_sums(weights, rows, inner, False, 1)
+        _C.weighted_sums(turned, rows, inner, True, 2)
+        expected = (weights.double() + turned.double()) @ rows.double()
+        torch.testing.assert_close(inner.double(), expected, rtol=1e-5, atol=1e-4)
+        assert out[:, 0].isnan().all()
+        assert out[:, -1].isnan().all()
+        again = torch.empty(n, d)
+        _C.weighted_sums(weights, rows, again, False, 2)
+        _C.weighted_sums(turned, rows, again, True, 1)
+        assert torch.equal(again, inner)
+
+
 def test_bad_arguments():
     rows = torch.ones(3, 4)
     with pytest.raises(ValueError, match="other: expected rows of 4 columns, got 5"):
@@ -60,5 +79,7 @@ def test_bad_arguments():
             packed(rows).products(packed(torch.ones(2, 4)), out, 1)
     with pytest.raises(TypeError, match="out: expected dtype float32"):
         packed(rows).products(packed(rows), torch.empty(3, 3).double(), 1)
+    with pytest.raises(ValueError, match="weights: expected shape"):
+        _C.weighted_sums(torch.ones(2, 4), rows, torch.empty(2, 4), False, 1)
     with pytest.raises(ValueError, match="mean: expected shape"):
         packed(rows, torch.ones(3))
