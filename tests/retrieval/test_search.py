@@ -111,6 +111,15 @@ def test_a_shared_offset_does_not_hide_the_nearest(products):
         np.testing.assert_array_equal(index, oracle.neighbours(query, gallery, 5, metric, None)[1])
 
 
+def test_an_offset_beyond_float32_does_not_hide_the_nearest(products):
+    generator = torch.Generator().manual_seed(3)
+    gallery = torch.randn(500, 24, generator=generator, dtype=torch.float64) + 2.0**30
+    query = gallery[:40] + 0.1 * torch.randn(40, 24, generator=generator, dtype=torch.float64)
+    for metric in ("euclidean", "sqeuclidean"):
+        index = search(query, gallery, 5, metric=metric)[1]
+        np.testing.assert_array_equal(index, oracle.neighbours(query, gallery, 5, metric, None)[1])
+
+
 @pytest.mark.parametrize("metric", METRICS)
 def test_rows_whose_order_bfloat16_turns_round(products, metric):
     """Every entry lies beside the middle between two bfloat16 numbers: rounding errs as much as it can, all one way."""

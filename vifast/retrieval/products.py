@@ -33,10 +33,15 @@ def origin_of(query: Tensor) -> Tensor:
     return query[:: -(-len(query) // ORIGIN_ROWS)].double().mean(0).to(working_dtype(query.dtype))
 
 
+def moved(rows: Tensor, origin: Tensor | None) -> Tensor:
+    """float32 rows, of float64 ones only after they came to the origin: an offset must not cost digits."""
+    return rows.float() if origin is None else (rows.to(origin.dtype) - origin).float()
+
+
 def keyed_rows(query: Tensor, metric: str, origin: Tensor | None) -> Tensor:
     """The queries as the product of a search wants them: unit rows, rows less the origin, or as they are."""
     if metric != "cosine":
-        return query.float() if origin is None else query.float() - origin
+        return moved(query, origin)
     wide = query.double()
     norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
     return torch.where(norm > 0, wide / norm, 0.0).float()

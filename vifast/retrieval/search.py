@@ -9,7 +9,7 @@ from torch import Tensor
 from vifast import _checks
 from vifast.kernels import _C
 from vifast.retrieval._arguments import METRICS, as_tensor, check_finite, features, positive
-from vifast.retrieval.products import grid, keyed_rows, origin_of, padded, working_dtype
+from vifast.retrieval.products import grid, keyed_rows, moved, origin_of, padded, working_dtype
 from vifast.retrieval.search_cuda import can_search_cuda, search_cuda
 
 TILE = 16 * 2**20  # bytes of products that exist at a time
@@ -187,7 +187,7 @@ def _search_block(query, gallery, k, metric, excluded, start, chunk, room, keys,
     suffix = str(gallery.dtype).removeprefix("torch.")
     fold, finish = getattr(_C, f"topk_fold_{suffix}"), getattr(_C, f"topk_finish_{suffix}")
     exact_query = query if query.dtype == torch.float64 else query.float()
-    origin = origin_of(query).float() if kind == "sqeuclidean" else None
+    origin = origin_of(query) if kind == "sqeuclidean" else None
     keyed = keyed_rows(exact_query, kind, origin)
     own = _Rows(keyed, half, threads)
     n = len(query)
@@ -197,8 +197,8 @@ def _search_block(query, gallery, k, metric, excluded, start, chunk, room, keys,
     width = min(chunk or max(256, min(TILE // ((2 if half else 4) * n), MOST_COLUMNS)), len(gallery))
     products = torch.empty(n * width, dtype=torch.bfloat16 if half else torch.float32)
     for first in range(0, len(gallery), width):
-        rows = gallery[first : first + width].float()
-        other = _Rows(rows if origin is None else rows - origin, half, threads)
+        rows = moved(gallery[first : first + width], origin)
+        other = _Rows(rows, half, threads)
         if not bool(other.norm.isfinite().all()):
             check_finite("gallery", gallery)
         tile = own.products(other, products[: n * len(rows)].view(n, len(rows)))

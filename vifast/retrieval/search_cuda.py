@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vifast.kernels._extension import _CUDA
-from vifast.retrieval.products import keyed_rows, norms, origin_of
+from vifast.retrieval.products import keyed_rows, moved, norms, origin_of
 
 MOST = 2048  # neighbours whose candidates fit the shared memory of every supported card
 STATE = 64 * 2**20  # bytes of candidates of the queries that are searched together
@@ -39,7 +39,7 @@ def _search_block(query, gallery, k, kind, excluded, start, chunk, room):
     stream = torch.cuda.current_stream(query.device).cuda_stream
     lost = LOST[torch.get_float32_matmul_precision()]
     exact = query if query.dtype == torch.float64 else query.float()
-    origin = origin_of(query).float() if kind == "sqeuclidean" else None
+    origin = origin_of(query) if kind == "sqeuclidean" else None
     keyed = keyed_rows(exact, kind, origin)
     norm = norms(keyed)
     n = len(query)
@@ -49,8 +49,7 @@ def _search_block(query, gallery, k, kind, excluded, start, chunk, room):
     state = key, index, count, settled
     width = min(chunk or max(1024, TILE // (4 * n)), len(gallery))
     for first in range(0, len(gallery), width):
-        rows = gallery[first : first + width].float()
-        rows = rows if origin is None else rows - origin
+        rows = moved(gallery[first : first + width], origin)
         other = norms(rows)
         tile = torch.mm(keyed, rows.T)
         mask = excluded(start, start + n, first, first + len(rows))
