@@ -11,6 +11,8 @@ Memory   the centers of one identity; beyond SMALL rows of a GPU two centers of 
 Launches on a GPU up to SMALL rows two forward, distances and their mean, and two backward. One program could do either
          pair in a single launch, but a multiprocessor alone reads 120 x 2048 rows slower than a launch costs.
 Floor    2*N*D*4 bytes read; backward the same again, and as many written.
+Measured 5.5 and 3.4 of a pass over the bytes for 120 and 512 rows of 2048 on two cores of an AMD EPYC, forward and
+         backward.
 Source   specs idkl 3, L_m.
 """
 

@@ -11,6 +11,8 @@ Identity a center counts once. The CPU has one row a center; elsewhere their num
 Defined  an anchor without negatives counts as 0; no rows: 0.
 Memory   centers, a copy of the inputs, and the gradients.
 Floor    with K identities K x K, N x K and K x N products over D.
+Measured 1.5 and 0.38 of the platform's products for 120 and 512 rows of 2048 on two cores of an AMD EPYC, forward and
+         backward.
 Source   spec ckda 4, R11.
 """
 

@@ -12,6 +12,8 @@ Exact    A is graph_alignment's softmax of -kappa/2 ||w_i - w_j||^2: with the pu
          and smaller, and logits taken from products would leave few digits of it.
 Memory   two N x K arrays, packed rows, the gradient; no N x N beyond what graph_alignment keeps.
 Floor    2 products N x K x D forward and 1 backward; 2 and 2 of N x N x K.
+Measured 1.4 and 1.2 of the platform's products for 32 and 512 rows, 713 prototypes of 768 on two cores of an AMD EPYC,
+         forward and backward.
 Source   specs ckda 5.2 to 5.5.
 """
 

@@ -7,6 +7,7 @@ import pkgutil
 import re
 import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,14 @@ def tracked():
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
     return [ROOT / name for name in listed.stdout.split("\0") if name]
+
+
+def test_tables_are_those_of_the_record():
+    pages = [page for page in ROOT.glob("docs/**/*.md") if "<!-- measured" in page.read_text()]
+    assert pages
+    command = [sys.executable, "benchmarks/table.py", "--check", *pages]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_nothing_of_one_machine_is_in_the_tree():
