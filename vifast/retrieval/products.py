@@ -53,8 +53,9 @@ class GalleryProducts:
     A factor or a constant that all keys of a query share changes no ranking, so queries are not scaled. The Euclidean
     metrics take both sides less ``origin``: any row near the others takes away the cancellation of a shared offset.
 
-    The rows are number ``first`` and following of a gallery of ``total``. Products are made for groups of COLUMNS rows,
-    counted from the first row of the whole gallery; rows of a group that are held elsewhere, or by nobody, are zeros.
+    The rows are number ``first`` and following of a gallery of ``total``. float32 on the CPU is multiplied by our own
+    products, whose bits depend on two rows alone. Others are the platform's, for groups of COLUMNS rows, counted
+    from the first row of the whole gallery; rows of a group that are held elsewhere, or by nobody, are zeros.
     Every product thus has the same shape and place whoever makes it, and so the same bits: those of a BLAS depend on
     both (measured: elements of the last few columns may be summed in another order). Nothing but a tile is copied.
     """
