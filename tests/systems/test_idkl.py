@@ -1,3 +1,4 @@
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -5,153 +6,157 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vifast.functional import gem_pool
-from vifast.losses import IDKLLoss
-from vifast.nn import Purified
-from vifast.systems.idkl import IDKLObjective
+from vifast.models import create
+from vifast.systems.idkl import IDKL, IDKLNetwork, IDKLOptions
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "idkl_total.npz")
-GRAPH = {"sysu120": "full", "else24": "light", "swap24": "light", "regdb60": "off"}
-MAPS = {"raw": "xf", "masked": "xf_p", "normed": "xin", "normed_masked": "xin_p"}  # fields of Purified, golden names
-
-
-def golden(name):
-    value = torch.from_numpy(GOLDEN[name])
-    return value.double() if value.is_floating_point() else value
-
-
-def weights(prefix):
-    """Golden arrays by the names of the objective's parameters."""
-    names = {"neck_shared.weight": "bn_sh_gamma", "neck_specific.weight": "bn_sp_gamma"}
-    heads = {"classifier_shared": "cls_sh", "classifier_specific": "cls_sp", "classifier_entropy": "cls_ent"}
-    names |= {f"{ours}.weight": theirs for ours, theirs in heads.items()}
-    for ours, theirs in (("modality_shared", "disc_sh"), ("modality_specific", "disc_sp")):
-        for layer, part in ((0, "fc1"), (1, "bn1"), (4, "fc2"), (5, "bn2"), (8, "fc3")):
-            names |= {f"{ours}.{layer}.{kind}": f"{theirs}_{part}_{kind}" for kind in ("weight", "bias")}
-    return {ours: golden(prefix + theirs) for ours, theirs in names.items()}
+GOLDEN = Path(__file__).parents[1] / "golden" / "idkl_trunk.npz"
+PURIFIER = {
+    "norm": "inorm",
+    "gate_normed.0": "mask_in.reduce",
+    "gate_normed.2": "mask_in.expand",
+    "gate_raw.0": "mask_raw.reduce",
+    "gate_raw.2": "mask_raw.expand",
+}
+EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
 
-def objective(case):
-    result = IDKLObjective(num_classes=14, channels=16, graph=GRAPH[case], dropout=0.0).double()
-    missing, unexpected = result.load_state_dict(weights("w__"), strict=False)
-    assert unexpected == []
-    assert all(
-        "running" in name or "batches" in name or name.endswith("neck_shared.bias") or "neck" in name
-        for name in missing
-    )
+def canonical(name):
+    """The name under which the golden network's weights were drawn."""
+    if not name.startswith("purifier."):
+        return name
+    module, _, tensor = name.removeprefix("purifier.").rpartition(".")
+    return f"{PURIFIER[module]}.{tensor}"
+
+
+def drawn(name, shape):
+    state = np.random.RandomState(zlib.crc32(canonical(name).encode()) & 0x7FFFFFFF)
+    z = torch.from_numpy(state.standard_normal(tuple(shape)))
+    if len(shape) == 4:
+        return z * (2 / (shape[0] * shape[2] * shape[3])) ** 0.5
+    if name.endswith("running_var"):
+        return 1 + 0.1 * z.abs()
+    return 0.1 * z + (1 if name.endswith("weight") else 0)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+@pytest.fixture
+def network():
+    result = IDKLNetwork().double()
+    with torch.no_grad():
+        for name, value in result.state_dict().items():
+            if not name.endswith("num_batches_tracked"):
+                value.copy_(drawn(name, value.shape))
     return result
 
 
-def inputs(case):
-    """(leaves by golden name, arguments of the objective)."""
-    leaves = {name: golden(f"{case}__in_{name}").requires_grad_() for name in ("sh", "sp", *MAPS.values())}
-    pooled = {field: gem_pool(leaves[name]) for field, name in MAPS.items()}
-    modality = torch.isin(golden(f"{case}__cams"), torch.tensor([3, 6])).long()
-    return leaves, (leaves["sh"], Purified(fused=leaves["sp"], **pooled), golden(f"{case}__labels"), modality)
+def test_golden_trunk(network, golden):
+    images = golden["img"].double()
+    network.eval()
+    with torch.no_grad():
+        shared, purified = network(images)
+        assert torch.equal(network.pooled_shared(images), shared)
+    assert_close(shared, golden["eval__sh"], **EXACT)
+    assert_close(purified.fused, golden["eval__sp"], **EXACT)
+    network.train()
+    images.requires_grad_()
+    shared, purified = network(images)
+    assert_close(shared.detach(), golden["train__sh"], **EXACT)
+    assert_close(purified.fused.detach(), golden["train__sp"], **EXACT)
+    cotangent = torch.from_numpy(np.random.RandomState(1001).standard_normal((4, 2048)).astype(np.float32)).double()
+    torch.autograd.backward((shared, purified.fused), (cotangent, cotangent))
+    parameters = dict(network.named_parameters())
+    for name in ("front.conv1.weight", "specific.layer4.2.bn3.weight", "shared.layer3.0.bn1.bias"):
+        wanted = golden[f"train__vjp_{name.replace('.', '_')}"]
+        assert_close(parameters[name].grad, wanted, rtol=1e-8, atol=1e-9 * wanted.abs().max())
+    wanted = golden["train__vjp_img"]
+    assert_close(images.grad, wanted, rtol=1e-8, atol=1e-9 * wanted.abs().max())
 
 
-@pytest.mark.parametrize("case", GRAPH)
-def test_golden_values_and_gradients(case):
-    model, (leaves, arguments) = objective(case), inputs(case)
-    parts = model(*arguments)
-    parts["loss"].backward()
-
-    def close(value, name):
-        assert_close(value, golden(f"{case}__{name}"), rtol=1e-9, atol=1e-11)
-
-    close(parts["loss"].detach(), "loss")
-    close(parts["ce_shared"].detach(), "term_ce")
-    close(parts["ce_specific"].detach(), "term_id_pl")
-    close((parts["triplet_shared"] + parts["triplet_specific"]).detach(), "term_tri")
-    close(parts["modality"].detach(), "term_unad")
-    close(parts["confusion"].detach(), "term_pse")
-    assert_close(
-        parts["purifier"].detach(), golden(f"{case}__term_IN_p") + golden(f"{case}__term_F_p"), rtol=1e-9, atol=1e-11
-    )
-    for name, leaf in leaves.items():
-        close(leaf.grad, f"grad_{name}")
-    if f"{case}__gradw_cls_sh" in GOLDEN:
-        expected = weights(f"{case}__gradw_")
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-11)
+def test_parameters_are_those_that_the_release_uses():
+    with torch.device("meta"):
+        idkl = IDKL(IDKLOptions(), num_classes=395)
+    count = sum(p.numel() for p in idkl.network.parameters())
+    assert count == 46_623_808
+    heads = {name: sum(p.numel() for p in module.parameters()) for name, module in idkl.objective.named_children()}
+    assert heads["classifier_shared"] == heads["classifier_specific"] == heads["classifier_entropy"] == 808_960
+    assert heads["modality_shared"] == heads["modality_specific"] == 215_602
+    assert heads["neck_shared"] == heads["neck_specific"] == 4_096
+    assert count + sum(heads.values()) == 74_967_332 - (72_101_056 - 46_623_808)
 
 
-@pytest.mark.parametrize("case", GRAPH)
-def test_total_is_the_weighted_sum_of_the_parts(case):
-    parts = objective(case)(*inputs(case)[1])
-    tgsa, csa = {"full": (0.6, 0.8), "light": (0.1, 0.3), "off": (0.0, 0.3)}[GRAPH[case]]
-    unit = ("ce_shared", "ce_specific", "triplet_shared", "triplet_specific", "modality", "confusion", "mdr")
-    total = sum(parts[name] for name in unit) + 0.1 * parts["purifier"] + tgsa * parts["tgsa"] + csa * parts["csa"]
-    assert_close(total, parts["loss"])
-    assert set(parts) == {*unit, "loss", "purifier", "tgsa", "csa"}
+TINY = {"backbone": "resnet_tiny", "backbone_width": 4, "reduction": 4, "dropout": 0.0}
 
 
-def test_float32_follows_float64():
-    torch.manual_seed(0)
-    exact = IDKLObjective(num_classes=5, channels=24, graph="full", dropout=0.0).double()
-    single = IDKLObjective(num_classes=5, channels=24, graph="full", dropout=0.0)
-    single.load_state_dict(exact.state_dict())
-    labels, modality = torch.arange(24) // 6, torch.arange(24) % 2
-    shared, purified = torch.rand(24, 24), torch.rand(5, 24, 24)
-    grads = []
-    for model, dtype in ((exact, torch.float64), (single, torch.float32)):
-        leaf = shared.to(dtype).requires_grad_()
-        loss = model(leaf, Purified(*purified.to(dtype)), labels, modality)["loss"]
-        loss.backward()
-        assert loss.dtype == dtype
-        grads.append((loss.detach().double(), leaf.grad.double()))
-    for ours, wanted in zip(grads[1], grads[0], strict=True):
-        assert_close(ours, wanted, rtol=1e-4, atol=1e-6)
-
-
-def test_a_known_number_of_images_gives_the_same_loss():
-    feat, logits = torch.randn(12, 8), torch.randn(12, 4)
-    labels, modality = torch.arange(12) // 6, torch.arange(12) % 2
-    counted = IDKLLoss()(feat, feat + 1, logits, logits.flip(1), labels, modality)
-    told = IDKLLoss(num_instances=6)(feat, feat + 1, logits, logits.flip(1), labels, modality)
-    assert all(torch.equal(counted[name], told[name]) for name in counted)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"modality": torch.zeros(8, dtype=torch.int64)}, "modality: expected as many visible rows"),
-        ({"modality": torch.zeros(7, dtype=torch.int64)}, r"modality: expected shape \[8\]"),
-        ({"labels": torch.arange(8)}, "labels: expected equally many images"),
-        ({"specific": torch.zeros(7, 6)}, "specific: expected 8 rows as in shared, got 7"),
-        ({"logits_shared": torch.zeros(8)}, r"logits_shared: expected shape \[N, D\]"),
-    ],
-)
-def test_bad_arguments_are_named(change, message):
-    feat, logits = torch.randn(8, 6), torch.randn(8, 3)
-    arguments = {
-        "shared": feat,
-        "specific": feat,
-        "logits_shared": logits,
-        "logits_specific": logits,
-        "labels": torch.arange(8) // 4,
-        "modality": torch.arange(8) % 2,
+def batch(identities=2, images=4):
+    rows = identities * images
+    return {
+        "image": torch.randn(rows, 3, 64, 32),
+        "label": torch.arange(rows) // images,
+        "modality": 1 - torch.arange(rows) % 2,
     }
-    with pytest.raises(ValueError, match=message):
-        IDKLLoss()(**(arguments | change))
 
 
-def test_full_graphs_need_an_even_half():
-    feat, logits, labels = torch.randn(6, 4), torch.randn(6, 3), torch.zeros(6, dtype=torch.int64)
-    with pytest.raises(ValueError, match="modality: expected a multiple of 4 rows"):
-        IDKLLoss()(feat, feat, logits, logits, labels, torch.arange(6) % 2)
-    assert IDKLLoss(graph="light")(feat, feat, logits, logits, labels, torch.arange(6) % 2)["loss"].isfinite()
+def test_every_parameter_that_trains_gets_a_gradient():
+    idkl = IDKL(IDKLOptions(**TINY), num_classes=3)
+    idkl(batch())["loss"].backward()
+    silent = [name for name, p in idkl.named_parameters() if p.requires_grad and p.grad is None]
+    assert silent == []
+
+
+def test_retrieval_needs_the_shared_branch_alone():
+    idkl, images = IDKL(IDKLOptions(**TINY), num_classes=3).eval(), batch()
+    before = idkl.embed(images)
+    with torch.no_grad():
+        for module in (idkl.network.specific, idkl.network.purifier):
+            for parameter in module.parameters():
+                parameter.fill_(float("nan"))
+    assert torch.equal(idkl.embed(images), before)
+    assert_close(before.norm(dim=1), torch.ones(8))
+    assert_close(idkl.embed({name: value[:1] for name, value in images.items()}), before[:1])  # no squeeze
 
 
 @pytest.mark.parametrize(
-    ("keywords", "message"),
-    [
-        ({"margin": -1.0}, "margin: expected at least 0"),
-        ({"graph": "half"}, "graph: expected one of full, light, off"),
-        ({"num_instances": 1}, "num_instances: expected at least 2"),
-    ],
+    ("terms", "purifier"),
+    [(("ce_shared", "triplet_shared"), False), (("ce_shared", "purifier", "tgsa"), True), (("csa", "mdr"), True)],
 )
-def test_bad_settings_are_named(keywords, message):
-    with pytest.raises(ValueError, match=message):
-        IDKLLoss(**keywords)
+def test_left_out_terms_are_zero_and_the_rest_is_what_it_was(terms, purifier):
+    torch.manual_seed(0)
+    whole = IDKL(IDKLOptions(**TINY, purifier=purifier), num_classes=3)
+    part = IDKL(IDKLOptions(**TINY, purifier=purifier, terms=terms), num_classes=3)
+    part.load_state_dict(whole.state_dict())
+    images = batch()
+    one, other = whole(images), part(images)
+    for name, value in other.items():
+        if name != "loss":
+            assert torch.equal(value, one[name] if name in terms else torch.zeros(())), name
+
+
+def test_distillation_to_shared_moves_the_shared_branch_alone():
+    options = {**TINY, "terms": ("tgsa", "csa"), "purifier": False}
+    for distill, moved in (("symmetric", True), ("to_shared", False)):
+        idkl = IDKL(IDKLOptions(**options, distill=distill), num_classes=3)
+        idkl(batch())["loss"].backward()
+        grads = [p.grad for p in idkl.network.specific.parameters()]
+        assert any(g is not None and g.abs().sum() > 0 for g in grads) == moved
+        assert idkl.network.shared.layer3[0].conv1.weight.grad.abs().sum() > 0
+
+
+def test_low_precision_keeps_the_objective_in_float32():
+    idkl = IDKL(IDKLOptions(**TINY), num_classes=3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        parts = idkl(batch())
+    assert {value.dtype for value in parts.values()} == {torch.float32}
+
+
+def test_weights_start_all_three_pieces(tmp_path):
+    whole = create("resnet_tiny", width=4)
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    idkl = IDKL(IDKLOptions(**TINY, weights=str(tmp_path / "weights.pth")), num_classes=3)
+    for piece in (idkl.network.front, idkl.network.shared, idkl.network.specific):
+        for name, value in piece.state_dict().items():
+            assert torch.equal(value, whole.state_dict()[name])

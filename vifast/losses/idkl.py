@@ -1,10 +1,14 @@
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from vifast import _checks
-from vifast.functional import graph_alignment, symmetric_kl, triplet_loss
+from vifast.functional import graph_alignment, standardized_kl, symmetric_kl, triplet_loss
 
 GRAPHS = ("full", "light", "off")
+DISTILL = ("symmetric", "to_shared")
+TERMS = ("triplet_shared", "triplet_specific", "tgsa", "csa", "mdr")
 
 
 class IDKLLoss(nn.Module):
@@ -30,6 +34,10 @@ class IDKLLoss(nn.Module):
         graph: the column of the table. The published code takes ``full`` where the batch has 120 rows.
         num_instances: images K of an identity in a batch, for the blocks k = K / 2. ``None`` counts the first row's
             identity, which on a GPU reads one number back.
+        distill: tgsa and csa move both branches alike (``"symmetric"``, as the published code does), or only the shared
+            one towards the specific one, which is held fixed (``"to_shared"``, as the abstract says): KL(q || p) of
+            the specific branch's q alone in place of S.
+        terms: the parts that count; the others are 0 and not computed.
 
     ``forward(shared, specific, logits_shared, logits_specific, labels, modality)``: features [B, C], logits
     [B, num_classes], labels [B], modality [B] (0 visible, 1 infrared). Half of the rows are visible, and both halves
@@ -52,13 +60,25 @@ class IDKLLoss(nn.Module):
         ['csa', 'loss', 'mdr', 'tgsa', 'triplet_shared', 'triplet_specific']
     """
 
-    def __init__(self, *, margin: float = 1.3, graph: str = "full", num_instances: int | None = None):
+    def __init__(
+        self,
+        *,
+        margin: float = 1.3,
+        graph: str = "full",
+        num_instances: int | None = None,
+        distill: str = "symmetric",
+        terms: Sequence[str] = TERMS,
+    ):
         super().__init__()
         _checks.non_negative("margin", margin)
         _checks.one_of("graph", graph, GRAPHS)
+        _checks.one_of("distill", distill, DISTILL)
+        for term in terms:
+            _checks.one_of("terms", term, TERMS)
         if num_instances is not None and num_instances < 2:
             raise ValueError(f"num_instances: expected at least 2 images of an identity, got {num_instances}")
         self.margin, self.graph, self.num_instances = margin, graph, num_instances
+        self.distill, self.terms = distill, tuple(terms)
 
     def forward(
         self,
@@ -83,12 +103,14 @@ class IDKLLoss(nn.Module):
         rows = (shared, specific, logits_shared, logits_specific)
         f, g, z, y = (value.index_select(0, order).split(half) for value in rows)
         parts = {
-            "triplet_shared": triplet_loss(shared, labels, margin=self.margin),
-            "triplet_specific": triplet_loss(specific, labels, margin=self.margin),
-            "tgsa": self._tgsa(f, g),
-            "csa": sum(symmetric_kl(z[m], y[m], block=k) for m in (0, 1) for k in (None, block)),
-            "mdr": sum(symmetric_kl(*z, block=k) for k in (None, block)) + self._graphs(*f),
+            "triplet_shared": lambda: triplet_loss(shared, labels, margin=self.margin),
+            "triplet_specific": lambda: triplet_loss(specific, labels, margin=self.margin),
+            "tgsa": lambda: self._tgsa(f, g),
+            "csa": lambda: sum(self._distilled(z[m], y[m], k) for m in (0, 1) for k in (None, block)),
+            "mdr": lambda: sum(symmetric_kl(*z, block=k) for k in (None, block)) + self._graphs(*f),
         }
+        zero = shared.new_zeros((), dtype=torch.promote_types(shared.dtype, torch.float32))
+        parts = {name: part() if name in self.terms else zero for name, part in parts.items()}
         tgsa_weight, csa_weight = {"full": (0.6, 0.8), "light": (0.1, 0.3), "off": (0.0, 0.3)}[self.graph]
         loss = parts["triplet_shared"] + parts["triplet_specific"] + parts["mdr"] + csa_weight * parts["csa"]
         return {"loss": loss + tgsa_weight * parts["tgsa"], **parts}
@@ -111,7 +133,16 @@ class IDKLLoss(nn.Module):
     def _tgsa(self, f, g) -> Tensor:
         if self.graph == "off":
             return f[0].new_zeros((), dtype=torch.promote_types(f[0].dtype, torch.float32))
-        return graph_alignment(f[0], g[0]) + graph_alignment(f[1], g[1])
+        symmetric = self.distill == "symmetric"
+        teacher = g if symmetric else [rows.detach() for rows in g]
+        return sum(graph_alignment(f[m], teacher[m], symmetric=symmetric) for m in (0, 1))
+
+    def _distilled(self, z: Tensor, y: Tensor, block: int | None) -> Tensor:
+        if self.distill == "symmetric":
+            return symmetric_kl(z, y, block=block)
+        if block is not None:
+            z, y = (rows.unflatten(0, (-1, block)).transpose(0, 1).flatten(1) for rows in (z, y))
+        return standardized_kl(z, y.detach(), (1.0,), standardize="none")
 
     def _graphs(self, f_v: Tensor, f_i: Tensor) -> Tensor | float:
         if self.graph == "off":
@@ -123,4 +154,5 @@ class IDKLLoss(nn.Module):
         return graph_alignment(f_v, f_i) + graph_alignment(f_v, f_x) + graph_alignment(f_x, f_i)
 
     def extra_repr(self) -> str:
-        return f"margin={self.margin}, graph={self.graph!r}, num_instances={self.num_instances}"
+        settings = f"margin={self.margin}, graph={self.graph!r}, num_instances={self.num_instances}"
+        return f"{settings}, distill={self.distill!r}, terms={self.terms}"

@@ -4,7 +4,7 @@ from importlib import import_module
 
 from vifast.systems.base import Batch, System
 
-SYSTEMS = {"agw": "vifast.systems.agw:AGW"}
+SYSTEMS = {"agw": "vifast.systems.agw:AGW", "idkl": "vifast.systems.idkl:IDKL"}
 
 __all__ = ["SYSTEMS", "Batch", "System", "get"]
 

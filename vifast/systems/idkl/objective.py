@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from vifast import _checks
 from vifast.functional import center_hinge, entropy_hinge
 from vifast.losses import IDKLLoss
+from vifast.losses.idkl import TERMS as ALIGNED
 from vifast.nn import BNNeck, Purified
 
 HIDDEN = 100  # width of a modality head
+OWN = ("ce_shared", "ce_specific", "modality", "confusion", "purifier")
+TERMS = OWN + ALIGNED  #: every part of the objective
 
 
 class ModalityHead(nn.Sequential):
@@ -41,7 +47,7 @@ class IDKLObjective(nn.Module):
     - ``purifier``: entropy hinge of raw against masked map on a classifier of its own, and centre hinge of the normed
       against the masked normed map.
 
-    Nothing is detached: every term moves both of its sides.
+    Nothing is detached: every term moves both of its sides, unless ``distill`` says otherwise.
 
     Args:
         num_classes: identities.
@@ -49,7 +55,8 @@ class IDKLObjective(nn.Module):
         margin: of the triplets.
         graph: ``"full"`` (the published weights of a batch of 120), ``"light"`` (those of any other) or ``"off"``.
         dropout: of the modality heads.
-        num_instances: images of an identity in a batch, see :class:`vifast.losses.IDKLLoss`.
+        num_instances, distill: see :class:`vifast.losses.IDKLLoss`.
+        terms: the parts that count, of `TERMS`; the others are 0 and not computed. For ablations.
 
     ``forward(shared, purified, labels, modality)``: shared [B, C] pooled before the neck, purified as
     :class:`vifast.nn.InstanceNormPurifier` returns it, labels [B], modality [B] (0 visible, 1 infrared), alternating.
@@ -82,9 +89,19 @@ class IDKLObjective(nn.Module):
         graph: str = "full",
         dropout: float = 0.5,
         num_instances: int | None = None,
+        distill: str = "symmetric",
+        terms: Sequence[str] = TERMS,
     ):
         super().__init__()
-        self.alignment = IDKLLoss(margin=margin, graph=graph, num_instances=num_instances)
+        _checks.some_of("terms", terms, TERMS)
+        self.terms = tuple(terms)
+        self.alignment = IDKLLoss(
+            margin=margin,
+            graph=graph,
+            num_instances=num_instances,
+            distill=distill,
+            terms=[term for term in terms if term in ALIGNED],
+        )
         self.neck_shared, self.neck_specific = BNNeck(channels), BNNeck(channels)
         self.classifier_shared = nn.Linear(channels, num_classes, bias=False)
         self.classifier_specific = nn.Linear(channels, num_classes, bias=False)
@@ -99,18 +116,23 @@ class IDKLObjective(nn.Module):
         logits_specific = self.classifier_specific(neck_specific)
         confused = modality[: len(modality) // 2].repeat_interleave(2).roll(-1)
         aligned = self.alignment(shared, purified.fused, logits_shared, logits_specific, labels, modality)
-        raw, masked = self.classifier_entropy(purified.raw), self.classifier_entropy(purified.masked)
-        own = {
-            "ce_shared": cross_entropy(_wide(logits_shared), labels, ignore_index=-1),
-            "ce_specific": cross_entropy(_wide(logits_specific), labels, ignore_index=-1),
-            "modality": cross_entropy(_wide(self.modality_specific(neck_specific)), modality),
-            "confusion": cross_entropy(_wide(self.modality_shared(neck_shared)), confused),
-            "purifier": entropy_hinge(raw, masked)
-            + center_hinge(purified.normed, purified.normed_masked, labels, modality),
+        own: dict[str, Callable[[], Tensor]] = {
+            "ce_shared": lambda: cross_entropy(_wide(logits_shared), labels, ignore_index=-1),
+            "ce_specific": lambda: cross_entropy(_wide(logits_specific), labels, ignore_index=-1),
+            "modality": lambda: cross_entropy(_wide(self.modality_specific(neck_specific)), modality),
+            "confusion": lambda: cross_entropy(_wide(self.modality_shared(neck_shared)), confused),
+            "purifier": lambda: self._purifier(purified, labels, modality),
         }
-        loss = aligned.pop("loss") + 0.1 * own["purifier"]
-        loss = loss + own["ce_shared"] + own["ce_specific"] + own["modality"] + own["confusion"]
-        return {"loss": loss, **own, **aligned}
+        zero = aligned["loss"].new_zeros(())
+        parts = {name: part() if name in self.terms else zero for name, part in own.items()}
+        loss = aligned.pop("loss") + 0.1 * parts["purifier"]
+        loss = loss + parts["ce_shared"] + parts["ce_specific"] + parts["modality"] + parts["confusion"]
+        return {"loss": loss, **parts, **aligned}
+
+    def _purifier(self, purified: Purified, labels: Tensor, modality: Tensor) -> Tensor:
+        raw, masked = self.classifier_entropy(purified.raw), self.classifier_entropy(purified.masked)
+        hinge = center_hinge(purified.normed, purified.normed_masked, labels, modality)
+        return entropy_hinge(raw, masked) + hinge
 
 
 def _wide(logits: Tensor) -> Tensor:
