@@ -9,8 +9,14 @@ dtype of the result, never by the test. ``L`` is the length of the reduction, ``
     integers            equal
 """
 
+from collections import Counter
+from unittest import mock
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from vifast.kernels._registry import Op
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -179,3 +185,52 @@ def _forward_backward(function, args: tuple, outputs: int, like: tuple | None = 
             total = total + (weight * out.masked_fill(~out.detach().isfinite(), 0.0)).sum()
     grads = torch.autograd.grad(total, leaves) if leaves else ()
     return tuple(out.detach() for out in results), grads
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a card would be asked to run, by name, where the Triton launchers run in the interpreter.
+
+    A launch of a kernel of ours counts once, and so does every op of PyTorch beside them that makes a tensor, though
+    some launch more. Views and allocations launch nothing.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.nested = Counter(), 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.count.values())
+
+    def __enter__(self):
+        from triton.runtime.interpreter import GridExecutor
+
+        run = GridExecutor.__call__
+
+        def launch(executor, *args, **kwargs):
+            self.count[f"{executor.fn.__module__.split('.')[-1]}.{executor.fn.__name__}"] += 1
+            with _disable_current_modes():  # the interpreter copies tensors of its own
+                return run(executor, *args, **kwargs)
+
+        if self.nested == 0:
+            self.patch = mock.patch.object(GridExecutor, "__call__", launch)
+            self.patch.start()
+        self.nested += 1
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.nested -= 1
+        if self.nested == 0:
+            self.patch.stop()
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, returns = func._schema.name, func._schema.returns
+        if name.startswith("vifast::"):
+            op = next(op for op in Op.registered if op.overload is func)
+            with self:  # a mode is off while it answers, and the op's own calls are what counts
+                return op.run(*args)
+        makes = any(r.alias_info is None or r.alias_info.is_write for r in returns if "Tensor" in str(r.type))
+        if makes and "empty" not in name:
+            self.count[name.removeprefix("aten::")] += 1
+        return func(*args, **(kwargs or {}))

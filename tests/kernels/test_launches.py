@@ -1,0 +1,75 @@
+"""What each loss asks of a GPU for a small batch: launches forward and backward, of our kernels and of PyTorch's.
+
+A change that lowers a number writes it here; none may raise one.
+"""
+
+import pytest
+import torch
+
+from vifast import functional as F
+from vifast.kernels._registry import forced
+from vifast.testing import Launches, features
+
+pytestmark = pytest.mark.triton
+
+ROWS, WIDTH = 64, 40
+TABLE = torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(2))
+KEEP = torch.ones(ROWS)
+
+# Of two sets of features, their labels, and the modality of the first.
+CALLS = {
+    "pairwise_distance": (2, 18, lambda a, b, labels, modality: F.pairwise_distance(a)),
+    "hard_pairs": (3, 1, lambda a, b, labels, modality: F.hard_pairs(a, labels)[2]),
+    "triplet_loss": (4, 2, lambda a, b, labels, modality: F.triplet_loss(a, labels)),
+    "triplet_loss, reference": (
+        4,
+        3,
+        lambda a, b, labels, modality: F.triplet_loss(a, labels, reference=b, reference_labels=labels),
+    ),
+    "triplet_loss, cosine": (5, 3, lambda a, b, labels, modality: F.triplet_loss(a, labels, metric="cosine")),
+    "weighted_triplet_loss": (4, 7, lambda a, b, labels, modality: F.weighted_triplet_loss(a, labels)),
+    "center_triplet_loss": (78, 91, lambda a, b, labels, modality: F.center_triplet_loss(a, b, labels)),
+    "graph_alignment": (5, 12, lambda a, b, labels, modality: F.graph_alignment(a, b)),
+    "relation_alignment": (8, 9, lambda a, b, labels, modality: F.relation_alignment(a, b)),
+    "prototype_alignment": (10, 12, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
+    "symmetric_kl": (2, 2, lambda a, b, labels, modality: F.symmetric_kl(a, b)),
+    "symmetric_kl, block": (2, 2, lambda a, b, labels, modality: F.symmetric_kl(a, b, block=16)),
+    "standardized_kl": (2, 2, lambda a, b, labels, modality: F.standardized_kl(a, b, (2.0, 3.0), keep=KEEP)),
+    "entropy_hinge": (2, 2, lambda a, b, labels, modality: F.entropy_hinge(a, b)),
+    "center_hinge": (2, 2, F.center_hinge),
+    "class_centers": (5, 8, lambda a, b, labels, modality: F.class_centers(a, labels, 8)[0]),
+    "center_loss": (13, 6, lambda a, b, labels, modality: F.center_loss(a, labels, b.detach())),
+    "center_cluster_loss": (46, 48, lambda a, b, labels, modality: F.center_cluster_loss(a, labels, margin=9.0)),
+    "neighbor_loss": (37, 36, lambda a, b, labels, modality: F.neighbor_loss(a, labels)),
+    "decoupled_kl": (41, 24, lambda a, b, labels, modality: F.decoupled_kl(a, b, labels % WIDTH)),
+    "percentile_mask": (1, 0, lambda a, b, labels, modality: F.percentile_mask(a.detach()[:, 0])),
+    "softmax_confidence": (1, 0, lambda a, b, labels, modality: F.softmax_confidence(a)),
+    "prompt_consistency": (2, 1, lambda a, b, labels, modality: F.prompt_consistency(a, b)),
+    "gem_pool": (1, 1, lambda a, b, labels, modality: F.gem_pool(a.reshape(4, 16, 8, 5))),
+}
+
+
+def launches(name):
+    *_, call = CALLS[name]
+    (a, labels), (b, _) = (features(ROWS, WIDTH, num_instances=8, seed=seed) for seed in (0, 1))
+    leaves = a.requires_grad_(), b.requires_grad_()
+    modality = torch.arange(ROWS) % 2
+    with forced("cuda"):
+        with Launches() as forward:
+            loss = call(*leaves, labels, modality)
+        upstream = torch.ones_like(loss)
+        with Launches() as backward:
+            if loss.requires_grad:
+                torch.autograd.grad(loss, leaves, upstream, allow_unused=True)
+    return forward, backward
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_launches(name):
+    forward, backward = launches(name)
+    counted = f"forward {dict(forward.count)}, backward {dict(backward.count)}"
+    assert (forward.total, backward.total) == CALLS[name][:2], counted
+
+
+def test_every_function_is_counted():
+    assert {name.split(",")[0] for name in CALLS} == set(F.__all__) - {"check_finite"}
