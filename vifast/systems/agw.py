@@ -70,10 +70,13 @@ class AGW(System):
         self.triplet = WeightedTripletLoss()
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        feat = self._pooled(batch)
-        logits = self.classifier(self.neck(feat))
-        cross_entropy = functional.cross_entropy(logits.float(), batch["label"])
-        weighted_triplet = self.triplet(feat, batch["label"])
+        with self.watch("forward"):
+            feat = self._pooled(batch)
+        with self.watch("losses"):
+            feat, labels = self.mined(feat, batch["label"])
+            logits = self.classifier(self.neck(feat))
+            cross_entropy = functional.cross_entropy(logits.float(), labels)
+            weighted_triplet = self.triplet(feat, labels)
         return {"loss": cross_entropy + weighted_triplet, "ce": cross_entropy, "wrt": weighted_triplet}
 
     def embed(self, batch: Batch) -> Tensor:
@@ -86,6 +89,9 @@ class AGW(System):
             if parameter.requires_grad:
                 groups["head" if name.startswith(("neck.", "classifier.")) else "backbone"].append(parameter)
         return groups
+
+    def backbones(self) -> list[nn.Module]:
+        return [self.stem_visible, self.stem_infrared, *(blocks for _, blocks in self.trunk.stages())]
 
     def _pooled(self, batch: Batch) -> Tensor:
         x, order = self._stems(batch["image"], batch["modality"])

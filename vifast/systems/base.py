@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+
+from vifast.systems.gather import all_rows
 
 #: As `vifast.data.make_loader` yields it: ``image [N, 3, H, W]`` normalised, ``modality [N]`` (0 visible, 1
 #: infrared), ``label [N]`` in 0..num_classes-1 while training.
@@ -16,10 +19,14 @@ Batch = Mapping[str, Tensor]
 class System(nn.Module, ABC):
     """A network with its objective; ``forward`` is the training step, so that wrappers of modules work.
 
-    ``Options`` is a frozen dataclass of the system's own hyper-parameters; the configuration validates it.
+    ``Options`` is a frozen dataclass of the system's own hyper-parameters; the configuration validates it. ``gather``
+    says whose rows the objective sees: those of this process (``"rank"``), or of ``"all"``. ``watch`` is entered around
+    the parts of a step by their names, ``"forward"`` and ``"losses"``, so that the loop can time them.
     """
 
     Options: ClassVar[type]
+    gather: str = "rank"
+    watch: Callable[[str], AbstractContextManager] = staticmethod(lambda part: nullcontext())
 
     @classmethod
     def build(cls, options: Any, *, num_classes: int) -> System:
@@ -38,8 +45,16 @@ class System(nn.Module, ABC):
         """Trainable parameters by group name, so that a configuration can scale learning rates by group."""
         return {"all": [parameter for parameter in self.parameters() if parameter.requires_grad]}
 
+    def backbones(self) -> list[nn.Module]:
+        """The modules that ``torch.compile`` is worth for; none by default."""
+        return []
+
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch (from 0), for memories, prototypes and stages; does nothing here."""
+
+    def mined(self, *rows: Tensor) -> tuple[Tensor, ...]:
+        """The rows that the objective compares: as they are, or of all processes, see `all_rows`."""
+        return all_rows(*rows) if self.gather == "all" else rows
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         return self.training_step(batch)

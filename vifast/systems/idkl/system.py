@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vifast.models import load_backbone
+from vifast.nn import Purified
 from vifast.systems.base import Batch, System
 from vifast.systems.idkl.network import IDKLNetwork
 from vifast.systems.idkl.objective import TERMS, IDKLObjective
@@ -75,9 +76,15 @@ class IDKL(System):
         )
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
-        shared, purified = self.network(batch["image"])
-        with torch.autocast(shared.device.type, enabled=False):  # pooled features are float32: so is all of them
-            return self.objective(shared, purified, batch["label"], batch["modality"])
+        with self.watch("forward"):
+            shared, purified = self.network(batch["image"])
+        # Pooled features are float32, and so is everything that is computed of them.
+        with self.watch("losses"), torch.autocast(shared.device.type, enabled=False):
+            shared, *vectors, labels, modality = self.mined(shared, *purified, batch["label"], batch["modality"])
+            return self.objective(shared, Purified(*vectors), labels, modality)
 
     def embed(self, batch: Batch) -> Tensor:
         return normalize(self.objective.neck_shared(self.network.pooled_shared(batch["image"])).float())
+
+    def backbones(self) -> list[nn.Module]:
+        return [self.network.front, self.network.shared, self.network.specific]

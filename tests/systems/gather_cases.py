@@ -1,0 +1,56 @@
+"""One training step of a system, alone or as a rank of a group; ``FOLDER RANK RANKS`` as a program."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from vifast import systems
+
+TINY = {"backbone": "resnet_tiny", "backbone_width": 4}
+OPTIONS = {
+    "agw": {**TINY, "non_local": (0, 0, 0, 0)},
+    "idkl": {**TINY, "reduction": 4, "dropout": 0.0},
+}
+ROWS, IDENTITIES = 16, 4
+
+
+def system(name):
+    torch.manual_seed(0)
+    kind = systems.get(name)
+    result = kind.build(kind.Options(**OPTIONS[name]), num_classes=IDENTITIES).double()
+    for module in result.modules():
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.InstanceNorm2d):
+            module.eval()  # whose statistics are those of a process, also in published multi-GPU training
+    return result
+
+
+def batch():
+    torch.manual_seed(1)
+    rows = torch.arange(ROWS)
+    images = torch.randn(ROWS, 3, 32, 16, dtype=torch.float64)
+    return {"image": images, "label": rows * IDENTITIES // ROWS, "modality": 1 - rows % 2}
+
+
+def step(name, rank=0, ranks=1):
+    """The loss, and the gradients by name, of this rank's slice of the batch."""
+    model = system(name)
+    model.gather = "all"
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True) if ranks > 1 else model
+    own = slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks)
+    parts = wrapped({key: value[own] for key, value in batch().items()})
+    parts["loss"].backward()
+    return parts["loss"].detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+
+def main(folder, rank, ranks):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
+    torch.save({name: step(name, rank, ranks) for name in OPTIONS}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
