@@ -3,6 +3,7 @@
 // through the columns they share, by an inverted index of the gallery's weights. See rerank_inl.h for the arithmetic.
 #pragma once
 #include <cstdint>
+#include <memory>
 
 #include "isa.h"
 #include "packed_rows.h"
@@ -72,14 +73,26 @@ struct RerankRows {
   const float* origin;  // [d] taken from what is multiplied: any row near the others; null for the cosine
 };
 
-// lists [n, length]: the nearest rows of every row, exactly, ties by lower index; with queries_only the nearest queries, then,
-// where those are too few, gallery rows from the first. most [n]: the largest distance of every row; with queries_only and at
-// least `length` queries, of the queries alone. dist [num_query, n - num_query] may be null.
+// The lists of all rows, made of tiles of pairs: fold each from 0 to tiles() - 1, then finish. lists [n, length]: the nearest
+// rows of every row, exactly, ties by lower index; with queries_only the nearest queries, then, where those are too few,
+// gallery rows from the first. most [n]: the largest distance of every row; with queries_only and at least `length` queries,
+// of the queries alone. dist [num_query, n - num_query] may be null.
 template <class T>
-void feature_lists(RerankRows x, bool queries_only, int64_t length, int32_t* lists, float* most, float* dist, int threads);
+class FeatureLists {
+ public:
+  FeatureLists(RerankRows x, bool queries_only, int64_t length, float* most, float* dist, int threads);
+  ~FeatureLists();
+  int64_t tiles() const;
+  void fold(int64_t tile);
+  void finish(int64_t length, int32_t* lists);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 // most [q1 - q0] becomes the largest distance of queries [q0, q1) to the gallery where that is more; dist [q1 - q0,
-// n - num_query] may be null: the distances. A pair has the bits that it has in feature_lists, whatever the other rows are.
+// n - num_query] may be null: the distances. A pair has the bits that it has in FeatureLists, whatever the other rows are.
 void feature_distances(RerankRows x, int64_t q0, int64_t q1, float* most, float* dist, int threads);
 
 // Distances of every row i to the columns begin[i] .. begin[i + 1] - 1, by direct computation in float64.

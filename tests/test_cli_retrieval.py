@@ -1,5 +1,6 @@
 """The commands on feature files."""
 
+import io
 import json
 import re
 import shlex
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from vifast import _progress as progress
 from vifast import retrieval
 from vifast.data.matfile import write_mat
 from vifast.retrieval import protocols
@@ -297,3 +299,28 @@ def test_load_maps_files_and_keeps_labels(files):
     np.testing.assert_array_equal(one.features, query["features"])
     np.testing.assert_array_equal(other.labels["ids"], gallery["ids"])
     assert load(str(q)).features.dtype == torch.float32
+
+
+def test_bars_on_a_terminal_come_and_go(vifast, files, monkeypatch):
+    from rich.console import Console
+
+    from vifast import commands_retrieval
+
+    screen = io.StringIO()
+    monkeypatch.setattr(commands_retrieval, "_console", Console(file=screen, force_terminal=True, width=60))
+    q, g, *_ = files
+    assert vifast("rerank", q, g)[0] == 0
+    shown = screen.getvalue()
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 2  # the cursor is hidden and shown again
+    assert "finding neighbours" in shown
+    screen.truncate(0)
+    screen.seek(0)
+
+    def interrupted(*args, **options):
+        for _ in progress.steps(range(3), "ranking"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(retrieval, "evaluate", interrupted)
+    assert vifast("evaluate", q, g)[0] == 130
+    assert screen.getvalue().count("\x1b[?25l") == 1
+    assert screen.getvalue().rpartition("\x1b[2K")[2].strip() == "\x1b[?25h"  # the line is wiped last

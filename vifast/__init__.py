@@ -20,6 +20,7 @@ __all__ = [
     "retrieval",
     "systems",
     "train",
+    "use_progress",
     "use_reference",
 ]
 
@@ -36,6 +37,26 @@ def use_reference():
     from vifast.kernels._registry import forced
 
     return forced("definition")
+
+
+def use_progress(wrap):
+    """Context manager under which extraction, evaluation and re-ranking show how far they are: where they would iterate
+    over their steps, which have a length, they iterate over ``wrap(steps, name)``. So with
+    ``wrap=lambda steps, name: tqdm(steps, desc=name)``. Loops may be nested, trials around the blocks of one. What
+    other threads and tasks do is not wrapped.
+
+    Example:
+        >>> import torch, vifast
+        >>> def told(steps, name):
+        ...     print(f"{name}: {len(steps)}")
+        ...     yield from steps
+        >>> with vifast.use_progress(told):
+        ...     metrics = vifast.retrieval.evaluate(torch.eye(2), torch.eye(2), torch.arange(2), torch.arange(2))
+        ranking: 1
+    """
+    from vifast._progress import wrapped
+
+    return wrapped(wrap)
 
 
 def __getattr__(name):

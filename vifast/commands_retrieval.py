@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import vifast
 
 if TYPE_CHECKING:
     from vifast.retrieval.feature_files import FeatureFile
@@ -64,19 +68,19 @@ def evaluate(
     from vifast import retrieval_output as output
 
     start = time.perf_counter()
-    if _is_run(source, gallery, data):
-        from vifast.train.evaluate import extract_run
+    with _progress():
+        if _is_run(source, gallery, data):
+            from vifast.train.evaluate import extract_run
 
-        results = [extract_run(source, data, watch=_watched).score({} if reranked else None)]
-        facts = {"run": str(source), "dataset": str(data)}
-    else:
-        with _console.status("evaluating"):
+            results = [extract_run(source, data).score({} if reranked else None)]
+            facts = {"run": str(source), "dataset": str(data)}
+        else:
             plain = {"metric": metric, "exclude": exclude, "cmc": cmc}
             options = {"topk": topk, "rerank": {} if reranked else None}
             results = _by_protocol(
                 source, gallery, protocol, variant, direction, mode, shots, permutations, level, plain, options
             )
-        facts = {"query": str(source), "gallery": str(gallery)}
+            facts = {"query": str(source), "gallery": str(gallery)}
     for result in results:
         output.print_result(_console, result)
     if json_file is not None:
@@ -167,12 +171,11 @@ def rerank(
         labels = _labels(one, other, exclude, f"--exclude {exclude}")
     options = {"k1": k1, "k2": k2, "lambda_": lambda_, "queries_only": queries_only, "precision": precision}
     start, results = time.perf_counter(), []
-    if extraction is not None:
-        with _console.status("re-ranking and evaluating"):
+    with _progress():
+        if extraction is not None:
             own = {name: value for name, value in options.items() if name != "queries_only" or value}
             results = [extraction.score(), extraction.score(own)]
-    if extraction is None or out is not None:
-        with _console.status("re-ranking"):
+        if extraction is None or out is not None:
             found = retrieval.rerank(one.features, other.features, metric=metric, topk=topk, **options)
     seconds = time.perf_counter() - start
     size = f"{len(other.features)} rows for {len(one.features)} queries"
@@ -183,7 +186,7 @@ def rerank(
         output.save_arrays(out, dist=found[0], index=found[1])
     if labels is not None:
         how = {"exclude": exclude, "cmc": cmc}
-        with _console.status("evaluating"):
+        with _progress():
             before = retrieval.evaluate(one.features, other.features, *labels, metric=metric, **how)
             after = retrieval.evaluate_distance(found, *labels, **how)
         named = {"Before re-ranking": before, "After re-ranking": after}
@@ -216,7 +219,8 @@ def _sides(source: Path, gallery: Path | None, data: Path | None):
 
     from vifast.train.evaluate import extract_run
 
-    found = extract_run(source, data, watch=_watched)
+    with _progress():
+        found = extract_run(source, data)
     sides = []
     for name in ("query", "gallery"):
         samples = getattr(found.dataset, name)
@@ -308,11 +312,24 @@ def _moved(block, first: int):
     return lambda q0, q1, g0, g1: block(first + q0, first + q1, g0, g1)
 
 
-def _watched(batches, name: str):
+@contextmanager
+def _progress() -> Iterator[None]:
+    """A bar for every loop of the library that is under way, the outermost first."""
     with _bar() as bar:
-        yield from bar.track(batches, len(batches), description=name)
+
+        def wrap(steps, name: str):
+            task = bar.add_task(name, total=len(steps))
+            try:
+                for step in steps:
+                    yield step
+                    bar.advance(task)
+            finally:
+                bar.remove_task(task)
+
+        with vifast.use_progress(wrap):
+            yield
 
 
 def _bar() -> Progress:
     columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=_console, transient=True)
+    return Progress(*columns, console=_console, transient=True, disable=not _console.is_interactive)

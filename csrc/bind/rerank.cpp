@@ -131,18 +131,43 @@ RerankRows rows_of(py::handle rows, py::handle keyed, py::handle origin, const s
   return {{data, type, d}, array<float>(keyed, "keyed", {n, d}), n, num_query, tile_distance_of(metric), po};
 }
 
+// The tensors that a FeatureLists reads and writes live as long as it does.
 template <class T>
-void rerank_lists(py::object rows, py::object keyed, py::object origin, const std::string& metric, int64_t num_query,
-                  bool queries_only, py::object lists, py::object most, py::object dist, int threads) {
+struct HeldLists {
+  py::object rows, keyed, origin, most, dist;
+  int64_t length, n;
+  std::unique_ptr<FeatureLists<T>> lists;
+};
+
+template <class T>
+std::unique_ptr<HeldLists<T>> hold_lists(py::object rows, py::object keyed, py::object origin, const std::string& metric,
+                                         int64_t num_query, bool queries_only, int64_t length, py::object most, py::object dist,
+                                         int threads) {
   const RerankRows x = rows_of<T>(rows, keyed, origin, metric, num_query);
-  TensorView l(lists, "lists");
-  int32_t* pl = l.data<int32_t>({x.n, -1});
-  const int64_t length = l.size(1);
-  if (length < 1 || length > x.n) throw py::value_error("lists: expected a length of 1 to " + std::to_string(x.n));
+  if (length < 1 || length > x.n) throw py::value_error("length: expected 1 to " + std::to_string(x.n));
   float* pm = array<float>(most, "most", {x.n});
   float* pd = dist.is_none() ? nullptr : array<float>(dist, "dist", {num_query, x.n - num_query});
+  std::unique_ptr<FeatureLists<T>> lists;
+  {
+    py::gil_scoped_release release;
+    lists.reset(new FeatureLists<T>(x, queries_only, length, pm, pd, threads));
+  }
+  return std::unique_ptr<HeldLists<T>>(new HeldLists<T>{rows, keyed, origin, most, dist, length, x.n, std::move(lists)});
+}
+
+template <class T>
+void fold_tile(HeldLists<T>& held, int64_t tile) {
+  const int64_t tiles = held.lists->tiles();
+  if (tile < 0 || tile >= tiles) throw py::value_error("tile: expected 0 to " + std::to_string(tiles - 1));
   py::gil_scoped_release release;
-  feature_lists<T>(x, queries_only, length, pl, pm, pd, threads);
+  held.lists->fold(tile);
+}
+
+template <class T>
+void finish_tiles(HeldLists<T>& held, py::object lists) {
+  int32_t* to = array<int32_t>(lists, "lists", {held.n, held.length});
+  py::gil_scoped_release release;
+  held.lists->finish(held.length, to);
 }
 
 // dist may be None.
@@ -304,9 +329,13 @@ void compare(py::object begin, py::object count, py::object column, py::object v
 
 template <class T>
 void define_features(py::module_& m, const std::string& type) {
-  m.def(("rerank_lists_" + type).c_str(), &rerank_lists<T>, py::arg("rows"), py::arg("keyed"), py::arg("origin"), py::arg("metric"),
-        py::arg("num_query"), py::arg("queries_only"), py::arg("lists"), py::arg("most"), py::arg("dist"), py::arg("threads"),
-        "Nearest rows and largest distance of every row, and the distances of queries to the gallery.");
+  py::class_<HeldLists<T>>(m, ("RerankLists_" + type).c_str())
+      .def(py::init(&hold_lists<T>), py::arg("rows"), py::arg("keyed"), py::arg("origin"), py::arg("metric"),
+           py::arg("num_query"), py::arg("queries_only"), py::arg("length"), py::arg("most"), py::arg("dist"), py::arg("threads"),
+           "Nearest rows and largest distance of every row, and the distances of queries to the gallery, of tiles of pairs.")
+      .def_property_readonly("tiles", [](const HeldLists<T>& held) { return held.lists->tiles(); })
+      .def("fold", &fold_tile<T>, py::arg("tile"), "Every tile once, by rising number.")
+      .def("finish", &finish_tiles<T>, py::arg("lists"), "Writes the lists in order.");
   m.def(("rerank_distances_" + type).c_str(), &rerank_distances<T>, py::arg("rows"), py::arg("keyed"), py::arg("origin"),
         py::arg("metric"), py::arg("num_query"), py::arg("first"), py::arg("most"), py::arg("dist"), py::arg("threads"),
         "Distances of a block of queries to the gallery, and the largest of every row.");

@@ -69,18 +69,37 @@ void write_distances(const RerankRows& x, const float* tile, const Packed& a, in
   }
 }
 
+}  // namespace
+
 template <class T>
-struct Lister {
+struct FeatureLists<T>::State {
+  // One tile of the pairs of two sets; of a set with itself those of the upper triangle exist.
+  struct Step {
+    const Packed *a, *b;
+    bool a_listed, b_listed;
+    float* out;  // distances of the tile's rows, b.n apart; may be null
+    Tile tile;
+  };
+
   const RerankRows x;
   const int threads;
+  const Packed queries, gallery;
+  float* most;
+  const std::unique_ptr<float[]> tile, flipped;
+  std::vector<Step> steps;
   std::vector<Candidate> slots;
   std::vector<int64_t> count;
   std::vector<double> worst;
   TopkState state;
 
-  Lister(RerankRows x, int64_t k, int threads)
+  State(RerankRows x, int64_t k, float* most, int threads)
       : x(x),
         threads(threads),
+        queries(x, 0, x.num_query, threads),
+        gallery(x, x.num_query, x.n - x.num_query, threads),
+        most(most),
+        tile(buffer(x.n, x.n)),
+        flipped(buffer(x.n, x.n)),
         slots(x.n * (k + kSpare)),
         count(x.n, 0),
         worst(x.n, std::numeric_limits<double>::infinity()),
@@ -109,21 +128,25 @@ struct Lister {
     });
   }
 
-  // All pairs of two sets, each multiplied once; of a set with itself those of the upper triangle.
-  void sweep(const Packed& a, const Packed& b, bool a_listed, bool b_listed, float* most, float* out) const {
-    const bool own = &a == &b;
-    const auto tile = buffer(a.n, b.n), flipped = buffer(a.n, b.n);
-    each_tile(a.n, b.n, own, [&](Tile t) {
-      const bool diagonal = own && t.row0 == t.col0;
-      products(a.rows, b.rows, t, diagonal, tile.get(), t.cols, threads);
-      if (diagonal) mirror(tile.get(), t.rows, threads);
-      fold(tile.get(), a, t.row0, t.rows, b, t.col0, t.cols, a_listed, most, out ? out + t.row0 * b.n + t.col0 : nullptr, b.n);
-      if (diagonal) return;
-      parallel_for(panels_of(t.cols), 4, threads, [&](int64_t p0, int64_t p1) {
-        VIFAST_DISPATCH(flip_tile, tile.get(), t.rows, t.cols, p0 * kPanel, std::min(p1 * kPanel, t.cols), flipped.get());
-      });
-      fold(flipped.get(), b, t.col0, t.cols, a, t.row0, t.rows, b_listed, most, nullptr, 0);
+  // All pairs of two sets, each to be multiplied once.
+  void plan(const Packed& a, const Packed& b, bool a_listed, bool b_listed, float* out) {
+    each_tile(a.n, b.n, &a == &b, [&](Tile t) {
+      steps.push_back({&a, &b, a_listed, b_listed, out ? out + t.row0 * b.n + t.col0 : nullptr, t});
     });
+  }
+
+  void run(const Step& step) const {
+    const Packed &a = *step.a, &b = *step.b;
+    const Tile t = step.tile;
+    const bool diagonal = &a == &b && t.row0 == t.col0;
+    products(a.rows, b.rows, t, diagonal, tile.get(), t.cols, threads);
+    if (diagonal) mirror(tile.get(), t.rows, threads);
+    fold(tile.get(), a, t.row0, t.rows, b, t.col0, t.cols, step.a_listed, most, step.out, b.n);
+    if (diagonal) return;
+    parallel_for(panels_of(t.cols), 4, threads, [&](int64_t p0, int64_t p1) {
+      VIFAST_DISPATCH(flip_tile, tile.get(), t.rows, t.cols, p0 * kPanel, std::min(p1 * kPanel, t.cols), flipped.get());
+    });
+    fold(flipped.get(), b, t.col0, t.cols, a, t.row0, t.rows, step.b_listed, most, nullptr, 0);
   }
 
   void finish(int64_t fill, int64_t length, int32_t* lists) {
@@ -140,18 +163,32 @@ struct Lister {
   }
 };
 
-}  // namespace
+template <class T>
+FeatureLists<T>::FeatureLists(RerankRows x, bool queries_only, int64_t length, float* most, float* dist, int threads)
+    : state_(new State(x, queries_only ? std::min(length, x.num_query) : length, most, threads)) {
+  State& s = *state_;
+  std::fill(most, most + x.n, 0.0f);
+  s.plan(s.queries, s.queries, true, true, nullptr);
+  s.plan(s.queries, s.gallery, !queries_only, true, dist);
+  if (!queries_only || x.num_query < length) s.plan(s.gallery, s.gallery, !queries_only, !queries_only, nullptr);
+}
 
 template <class T>
-void feature_lists(RerankRows x, bool queries_only, int64_t length, int32_t* lists, float* most, float* dist, int threads) {
-  const int64_t q = x.num_query, g = x.n - q;
-  const Packed queries(x, 0, q, threads), gallery(x, q, g, threads);
-  std::fill(most, most + x.n, 0.0f);
-  Lister<T> lister(x, queries_only ? std::min(length, q) : length, threads);
-  lister.sweep(queries, queries, true, true, most, nullptr);
-  lister.sweep(queries, gallery, !queries_only, true, most, dist);
-  if (!queries_only || q < length) lister.sweep(gallery, gallery, !queries_only, !queries_only, most, nullptr);
-  lister.finish(q, length, lists);
+FeatureLists<T>::~FeatureLists() = default;
+
+template <class T>
+int64_t FeatureLists<T>::tiles() const {
+  return static_cast<int64_t>(state_->steps.size());
+}
+
+template <class T>
+void FeatureLists<T>::fold(int64_t tile) {
+  state_->run(state_->steps[tile]);
+}
+
+template <class T>
+void FeatureLists<T>::finish(int64_t length, int32_t* lists) {
+  state_->finish(state_->x.num_query, length, lists);
 }
 
 void feature_distances(RerankRows x, int64_t q0, int64_t q1, float* most, float* dist, int threads) {
@@ -183,7 +220,7 @@ void feature_entries(RerankRows x, int64_t r0, int64_t r1, const int64_t* begin,
   }
 }
 
-template void feature_lists<float>(RerankRows, bool, int64_t, int32_t*, float*, float*, int);
-template void feature_lists<double>(RerankRows, bool, int64_t, int32_t*, float*, float*, int);
+template class FeatureLists<float>;
+template class FeatureLists<double>;
 
 }  // namespace vifast

@@ -40,7 +40,9 @@ void check_lists(int64_t q, int64_t g, int64_t d, int64_t length, bool queries_o
   const RerankRows x{{s.x.data(), RowType::float32, d}, s.x.data(), s.n, q, {Metric::sqeuclidean, false}, s.x.data()};
   std::vector<int32_t> lists(s.n * length);
   std::vector<float> most(s.n), out(q * g), part(std::min<int64_t>(q, 16) * g);
-  feature_lists<float>(x, queries_only, length, lists.data(), most.data(), out.data(), 3);
+  FeatureLists<float> lister(x, queries_only, length, most.data(), out.data(), 3);
+  for (int64_t tile = 0; tile < lister.tiles(); ++tile) lister.fold(tile);
+  lister.finish(length, lists.data());
   for (int64_t i = 0; i < s.n; ++i) {
     std::vector<int32_t> expected = sorted_rows(dist, i, queries_only ? q : s.n);
     for (int64_t j = q; queries_only && j < s.n; ++j) expected.push_back(static_cast<int32_t>(j));

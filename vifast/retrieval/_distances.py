@@ -8,6 +8,7 @@ nearest rows of every row, the largest distance of every row, and with ``keep`` 
 import torch
 from torch import Tensor
 
+from vifast._progress import steps
 from vifast.kernels import _C
 from vifast.kernels._cpu import product
 from vifast.retrieval.products import norms, origin_of, working_dtype
@@ -59,7 +60,11 @@ class Features:
     def lists(self, length: int, queries_only: bool, keep: bool):
         lists, most = torch.empty(self.rows, length, dtype=torch.int32), torch.empty(self.rows)
         dist = torch.empty(self.num_query, self.rows - self.num_query) if keep else None
-        self._call("lists", queries_only, lists, most, dist)
+        settings = (queries_only, length, most, dist, torch.get_num_threads())
+        lister = getattr(_C, f"RerankLists_{self._suffix}")(*self._arguments, *settings)
+        for tile in steps(range(lister.tiles), "finding neighbours"):
+            lister.fold(tile)
+        lister.finish(lists)
         return lists, most, dist
 
     def entries(self, begin: Tensor, column: Tensor) -> Tensor:
@@ -119,7 +124,7 @@ class Products:
         q, n = self.num_query, self.rows
         state = Lists(n, min(length, q) if queries_only else length)
         dist = torch.empty(q, n - q) if keep else None
-        for start in range(0, n, self.step):
+        for start in steps(range(0, n, self.step), "finding neighbours"):
             rows = slice(start, min(start + self.step, n))
             block = self._from(rows.start, rows.stop)
             state.fold("query", block[:, :q].contiguous(), rows, 0)
@@ -130,7 +135,7 @@ class Products:
 
     def entries(self, begin: Tensor, column: Tensor) -> Tensor:
         value = torch.empty(len(column))
-        for start in range(0, len(begin) - 1, self.step):
+        for start in steps(range(0, len(begin) - 1, self.step), "weighing neighbours"):
             stop = min(start + self.step, self.rows)
             last = min(stop, len(begin) - 1)
             own = slice(int(begin[start]), int(begin[last]))

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from vifast.kernels import _C
 from vifast.retrieval._distances import Features
-from vifast.retrieval._rerank import Sparse, combine, invert, nearest_of_blocks, offsets
+from vifast.retrieval._rerank import Sparse, combine, compared, invert, nearest_of_blocks, offsets
 
 LAYERS = 2
 
@@ -38,7 +38,9 @@ def graph(source: Features, cosine: Features, k1: int, k2: int, alpha: float, to
         return block
 
     memory = _Unwritten(source.num_query, n)
-    return finish(memory.block(0, source.num_query), 0) if topk is None else nearest_of_blocks(memory, topk, finish)
+    if topk is None:
+        return compared(memory.block(0, source.num_query), finish)
+    return nearest_of_blocks(memory, topk, finish)
 
 
 def _adjacency(lists: Tensor) -> Sparse:

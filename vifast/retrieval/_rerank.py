@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vifast._progress import steps
 from vifast.kernels import _C
 from vifast.retrieval.ranking import offsets
 
 BLOCK = 256 * 2**20  # bytes of distances that exist at a time where the caller wants only the nearest
 LEAST_BLOCK = 64  # queries of a block
+COMPARING = "comparing neighbours"
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,14 @@ def k_reciprocal(source, settings: Settings, topk: int | None):
         _C.rerank_compare(*v, *gallery, most, *settings.blend(), settings.half, start, block, torch.get_num_threads())
         return block
 
-    if topk is None:
-        return finish(dist, 0)
-    return nearest_of_blocks(source, topk, finish)
+    return compared(dist, finish) if topk is None else nearest_of_blocks(source, topk, finish)
+
+
+def compared(dist: Tensor, finish) -> Tensor:
+    """``dist [Q, G]`` after ``finish(block of its rows, first row)``, which writes to it."""
+    for start in steps(range(0, len(dist), block_rows(dist.size(1))), COMPARING):
+        finish(dist[start : start + block_rows(dist.size(1))], start)
+    return dist
 
 
 def nearest_of_blocks(source, topk: int, finish) -> tuple[Tensor, Tensor]:
@@ -65,7 +72,7 @@ def nearest_of_blocks(source, topk: int, finish) -> tuple[Tensor, Tensor]:
     value = torch.empty(source.num_query, topk)
     index = torch.empty(source.num_query, topk, dtype=torch.int64)
     step = block_rows(source.rows - source.num_query)
-    for start in range(0, source.num_query, step):
+    for start in steps(range(0, source.num_query, step), COMPARING):
         rows = slice(start, min(start + step, source.num_query))
         block = finish(source.block(rows.start, rows.stop), start)
         _C.smallest(block, topk, value[rows], index[rows], torch.get_num_threads())

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
+from vifast._progress import steps
 from vifast.retrieval._arguments import METRICS, as_tensor, features
 from vifast.retrieval.products import GalleryProducts, block_rows, check_sizes, finite_norms, origin_of
 from vifast.retrieval.ranking import RankFold, RankMetrics
@@ -70,7 +71,7 @@ def evaluate_distance(
     state = RankFold(*dist.shape, query_ids, gallery_ids, query_cams, gallery_cams, exclude, cmc, topk)
     in_place = dist.device.type == "cpu" and dist.is_contiguous() and dist.dtype in (torch.float32, torch.float64)
     step = len(dist) if in_place else block_rows(dist.size(1), dist.dtype)
-    for start in range(0, len(dist), step):
+    for start in steps(range(0, len(dist), step), "ranking"):
         state.fold(dist[start : start + step], start)
     return state.metrics("dist")
 
@@ -142,6 +143,6 @@ def fold_products(query: Tensor, gallery: Tensor, metric: str, state, names=("qu
     check_sizes(names, float(sizes.max()), products.most, gallery.dtype)
     step = block_rows(len(gallery), gallery.dtype)
     workspace = gallery.new_empty(min(step, len(query)), len(gallery), dtype=products.dtype)
-    for start in range(0, len(query), step):
+    for start in steps(range(0, len(query), step), "ranking"):
         rows = query[start : start + step]
         state.fold(products.fill(rows, workspace[: len(rows)]), start, products.linear)

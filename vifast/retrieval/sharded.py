@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
+from vifast._progress import steps
 from vifast.retrieval._arguments import METRICS, as_tensor, check_finite, codes_of, positive
 from vifast.retrieval._graph import graph
 from vifast.retrieval._rerank import k_reciprocal
@@ -191,7 +192,7 @@ class ShardedGallery:
         check_sizes(("query", "gallery"), float(sizes), most, dtype)
         step = block_rows(self.total, dtype)
         workspace = self.features.new_empty(min(step, len(query)), len(self.features), dtype=dtype)
-        for start in range(0, len(query), step):
+        for start in steps(range(0, len(query), step), "ranking"):
             rows = query.rows(start, start + step)
             state.fold(products.fill(rows, workspace[: len(rows)]), start, products.linear)
         return state.metrics("query")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from vifast import systems
+from vifast._progress import steps
 from vifast.data import Dataset
 from vifast.data.records import VISIBLE
 from vifast.retrieval import protocols
@@ -29,14 +29,6 @@ class Evaluation:
     scores: ProtocolResult
     query: Tensor
     gallery: Tensor
-
-
-#: Wraps a loader and a name for what it loads, to show how far it is.
-Watch = Callable[[DataLoader, str], Iterable[Batch]]
-
-
-def _unwatched(loader: DataLoader, name: str) -> Iterable[Batch]:
-    return loader
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,7 @@ def evaluate_run(run: Path, data: Path) -> Evaluation:
     return Evaluation(found.score(), found.query, found.gallery)
 
 
-def extract_run(run: Path, data: Path, *, watch: Watch = _unwatched) -> Extraction:
+def extract_run(run: Path, data: Path) -> Extraction:
     """Features of the test identities of the dataset at ``data``, by the newest weights of a run's folder.
 
     Raises:
@@ -78,18 +70,18 @@ def extract_run(run: Path, data: Path, *, watch: Watch = _unwatched) -> Extracti
     system = systems.get(config.system).build(config.options, num_classes=num_classes)
     checkpoint.load_weights(folder, system)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _extract_sides(system.to(device), open_dataset(config), config, watch)
+    return _extract_sides(system.to(device), open_dataset(config), config)
 
 
 def evaluate_system(system: System, dataset: Dataset, config: TrainConfig) -> Evaluation:
     """Extracts query and gallery features once, and scores every trial's gallery."""
-    found = _extract_sides(system, dataset, config, _unwatched)
+    found = _extract_sides(system, dataset, config)
     return Evaluation(found.score(), found.query, found.gallery)
 
 
-def _extract_sides(system: System, dataset: Dataset, config: TrainConfig, watch: Watch) -> Extraction:
+def _extract_sides(system: System, dataset: Dataset, config: TrainConfig) -> Extraction:
     parts = {"query": dataset.query, "gallery": dataset.gallery}
-    query, gallery = (extract(system, watch(eval_loader(part, config), name)) for name, part in parts.items())
+    query, gallery = (extract(system, steps(eval_loader(part, config), name)) for name, part in parts.items())
     return Extraction(query, gallery, dataset, config.dataset)
 
 

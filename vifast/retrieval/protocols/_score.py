@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from vifast._progress import steps
 from vifast.retrieval.metrics import evaluate_distance
 from vifast.retrieval.protocols._sets import Side
 from vifast.retrieval.protocols.result import ProtocolResult
@@ -49,8 +50,8 @@ def ranked(query: Side, gallery: Side, trials, settings, topk, rerank: Mapping |
         sides, metric = [torch.nn.functional.normalize(feat) for feat in sides], "sqeuclidean"
     how = {"exclude": settings["exclude"], "cmc": settings["cmc"], "topk": topk}
     results = []
-    for t, rows in enumerate(trials):
-        part = rising_rows(f"trials[{t}]", rows, len(gallery.feat))
+    for t in steps(range(len(trials)), "re-ranking galleries"):
+        part = rising_rows(f"trials[{t}]", trials[t], len(gallery.feat))
         dist = k_reciprocal(sides[0], sides[1][part.to(sides[1].device)], metric=metric, **rerank)
         cams = None if gallery.cams is None else gallery.cams[part]
         results.append(evaluate_distance(dist, query.ids, gallery.ids[part], query.cams, cams, **how))
