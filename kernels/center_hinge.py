@@ -7,9 +7,9 @@ Shapes   raw, purified [N, D], labels and modality [N] int64; out: a scalar, flo
 Defined  an identity counts once, and only where it has rows of both modalities; a row whose modality is neither 0 nor 1
          is left out; no such identity: 0. At distance 0 the gradient of the distance is 0.
 Backward nothing is saved but the inputs: centers and distances are computed again, in one pass over the same rows.
-Memory   the centers of one identity; beyond SMALL rows of a GPU two centers of every identity. Gradients.
-Launches on a GPU up to SMALL rows two forward, distances and their mean, and two backward. One program could do either
-         pair in a single launch, but a multiprocessor alone reads 120 x 2048 rows slower than a launch costs.
+Memory   the centers of one identity; beyond LABELLED rows of a GPU two centers of every identity. Gradients.
+Launches on a GPU up to LABELLED rows one forward and one backward: a program finds the rows of an identity by comparing
+         labels, and the last to finish takes the mean.
 Floor    2*N*D*4 bytes read; backward the same again, and as many written.
 Measured 5.5 and 3.4 of a pass over the bytes for 120 and 512 rows of 2048 on two cores of an AMD EPYC, forward and
          backward.
@@ -23,10 +23,10 @@ from vifast.kernels import _C
 from vifast.kernels._cpu import float_rows
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
+from vifast.kernels._small import LABELLED, counters, last_program
 from vifast.kernels.class_centers import class_centers, class_centers_ref, dense_codes
 
 OFFSET = 1e-6  # added to every component of a difference of centers, as published
-SMALL = 512  # rows up to which a program finds those of its identity by comparing labels; more are sorted
 
 
 def _centers(feat, labels, modality, centers_of=class_centers_ref):
@@ -49,91 +49,148 @@ def _forward(raw_centers, purified_centers, margin):
 
 
 @triton.jit
-def _identity(labels_ptr, modality_ptr, i, n, BLOCK_N: tl.constexpr):
-    """Of the identity of row i: its first row of a known modality (n if it has none), and how many of each it has."""
-    j = tl.arange(0, BLOCK_N)
+def _identity(labels_ptr, modality_ptr, i, j, n):
+    """The rows ``j`` of known modality in row i's identity, the first of them (n for none), how many of each side."""
     side = tl.load(modality_ptr + j, mask=j < n, other=-1)
     same = (j < n) & (tl.load(labels_ptr + j, mask=j < n, other=0) == tl.load(labels_ptr + i))
     visible = tl.sum((same & (side == 0)).to(tl.int32))
     infrared = tl.sum((same & (side == 1)).to(tl.int32))
-    first = tl.min(tl.where(same & ((side == 0) | (side == 1)), j, n))
-    return first, visible, infrared
+    members = same & ((side == 0) | (side == 1))
+    return members, tl.min(tl.where(members, j, n)), visible, infrared
 
 
 @triton.jit
-def _difference(x_ptr, labels_ptr, modality_ptr, first, visible, infrared, col, n, n_cols, OFFSET: tl.constexpr):
-    """Components ``col`` of the difference of the two centers. Rows count from the first, which moves neither."""
-    label = tl.load(labels_ptr + first)
-    origin = tl.load(x_ptr + tl.cast(first, tl.int64) * n_cols + col, mask=col < n_cols, other=0.0).to(tl.float32)
-    total = tl.zeros(col.shape, tl.float32)
-    for j in range(0, n):
-        side = tl.load(modality_ptr + j)
-        if (tl.load(labels_ptr + j) == label) & ((side == 0) | (side == 1)):
-            x = tl.load(x_ptr + tl.cast(j, tl.int64) * n_cols + col, mask=col < n_cols, other=0.0).to(tl.float32)
-            total += tl.where(side == 0, 1.0 / visible, -1.0 / infrared) * (x - origin)
-    return tl.where(col < n_cols, total + OFFSET, 0.0)
+def _next(members, j, row, n):
+    return tl.min(tl.where(members & (j > row), j, n))
 
 
 @triton.jit
-def _distance_kernel(
-    raw_ptr, purified_ptr, labels_ptr, modality_ptr, dist_ptr, n, n_cols,
+def _share(modality_ptr, row, visible, infrared):
+    """What a row counts for in the difference of the centers of its identity."""
+    return tl.where(tl.load(modality_ptr + row) == 0, 1.0 / visible, -1.0 / infrared)
+
+
+@triton.jit
+def _row(x_ptr, row, col, n_cols):
+    return tl.load(x_ptr + tl.cast(row, tl.int64) * n_cols + col, mask=col < n_cols, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _differences(
+    raw_ptr, purified_ptr, modality_ptr, members, first, visible, infrared, j, col, n, n_cols, OFFSET: tl.constexpr
+):
+    """Components ``col`` of both differences of centers. Rows count from the first, which moves neither."""
+    raw_origin = _row(raw_ptr, first, col, n_cols)
+    purified_origin = _row(purified_ptr, first, col, n_cols)
+    raw = tl.zeros(col.shape, tl.float32)
+    purified = tl.zeros(col.shape, tl.float32)
+    row = first
+    while row < n:
+        share = _share(modality_ptr, row, visible, infrared)
+        raw += share * (_row(raw_ptr, row, col, n_cols) - raw_origin)
+        purified += share * (_row(purified_ptr, row, col, n_cols) - purified_origin)
+        row = _next(members, j, row, n)
+    return tl.where(col < n_cols, raw + OFFSET, 0.0), tl.where(col < n_cols, purified + OFFSET, 0.0)
+
+
+@triton.jit
+def _distances(
+    raw_ptr, purified_ptr, modality_ptr, members, first, visible, infrared, j, n, n_cols,
+    OFFSET: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Distance of the centers of one identity before and after."""
+    before = tl.zeros((BLOCK_C,), tl.float32)
+    after = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, n_cols, BLOCK_C):
+        col = start + tl.arange(0, BLOCK_C)
+        raw, purified = _differences(
+            raw_ptr, purified_ptr, modality_ptr, members, first, visible, infrared, j, col, n, n_cols, OFFSET
+        )
+        before += raw * raw
+        after += purified * purified
+    return tl.sqrt(tl.sum(before)), tl.sqrt(tl.sum(after))
+
+
+@triton.jit
+def _forward_kernel(
+    raw_ptr, purified_ptr, labels_ptr, modality_ptr, terms_ptr, counter_ptr, loss_ptr, n, n_cols, margin,
     OFFSET: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """dist [3, n]: before, after, and 1 where row i is the first of an identity with both modalities."""
+    """terms [2, n]: the hinge of an identity and 1 at its first row, if it has both modalities; then their mean."""
     i = tl.program_id(0)
-    first, visible, infrared = _identity(labels_ptr, modality_ptr, i, n, BLOCK_N)
-    before = 0.0
-    after = 0.0
-    both = (first == i) & (visible > 0) & (infrared > 0)
-    if both:
+    j = tl.arange(0, BLOCK_N)
+    members, first, visible, infrared = _identity(labels_ptr, modality_ptr, i, j, n)
+    hinge = 0.0
+    present = (first == i) & (visible > 0) & (infrared > 0)
+    if present:
+        before, after = _distances(
+            raw_ptr, purified_ptr, modality_ptr, members, first, visible, infrared, j, n, n_cols, OFFSET, BLOCK_C
+        )
+        gap = after - before + margin
+        hinge = tl.where(gap < 0.0, 0.0, gap)  # a NaN stays
+    tl.store(terms_ptr + i, hinge)
+    tl.store(terms_ptr + n + i, present.to(tl.float32))
+    if last_program(counter_ptr, n):
+        total = tl.sum(tl.load(terms_ptr + j, mask=j < n, other=0.0))
+        identities = tl.sum(tl.load(terms_ptr + n + j, mask=j < n, other=0.0))
+        tl.store(loss_ptr, total / tl.maximum(identities, 1.0))
+
+
+@triton.jit
+def _identities(labels_ptr, modality_ptr, i, n):
+    """How many have both modalities: visible rows ``i`` with an infrared one of theirs and no visible one before."""
+    label = tl.load(labels_ptr + i, mask=i < n, other=0)
+    infrared = tl.zeros(i.shape, tl.int32)
+    earlier = tl.zeros(i.shape, tl.int32)
+    for start in range(0, n, 16):
+        j = start + tl.arange(0, 16)
+        side = tl.load(modality_ptr + j, mask=j < n, other=-1)
+        same = label[:, None] == tl.load(labels_ptr + j, mask=j < n, other=0)[None, :]
+        infrared += tl.sum((same & (side == 1)[None, :]).to(tl.int32), 1)
+        earlier += tl.sum((same & (side == 0)[None, :] & (j[None, :] < i[:, None])).to(tl.int32), 1)
+    visible = tl.load(modality_ptr + i, mask=i < n, other=-1) == 0
+    return tl.sum((visible & (infrared > 0) & (earlier == 0)).to(tl.int32))
+
+
+@triton.jit
+def _backward_kernel(
+    grad_ptr, raw_ptr, purified_ptr, labels_ptr, modality_ptr, to_raw_ptr, to_purified_ptr, n, n_cols, margin,
+    OFFSET: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The program of an identity's first row writes the gradients of all its rows; rows of no identity write zeros."""
+    i = tl.program_id(0)
+    j = tl.arange(0, BLOCK_N)
+    members, first, visible, infrared = _identity(labels_ptr, modality_ptr, i, j, n)
+    both = (visible > 0) & (infrared > 0)
+    side = tl.load(modality_ptr + i)
+    alone = (both == 0) | ((side != 0) & (side != 1))
+    if alone | (first == i):
+        raw_pull = 0.0
+        purified_pull = 0.0
+        if alone == 0:
+            before, after = _distances(
+                raw_ptr, purified_ptr, modality_ptr, members, first, visible, infrared, j, n, n_cols, OFFSET, BLOCK_C
+            )
+            if after - before + margin > 0.0:
+                pull = tl.load(grad_ptr) / _identities(labels_ptr, modality_ptr, j, n)
+                raw_pull = -pull * tl.where(before == 0.0, 0.0, 1.0 / before)
+                purified_pull = pull * tl.where(after == 0.0, 0.0, 1.0 / after)
         for start in range(0, n_cols, BLOCK_C):
             col = start + tl.arange(0, BLOCK_C)
-            where = (labels_ptr, modality_ptr, first, visible, infrared, col, n, n_cols)
-            d = _difference(raw_ptr, *where, OFFSET)
-            before += tl.sum(d * d)
-            d = _difference(purified_ptr, *where, OFFSET)
-            after += tl.sum(d * d)
-    tl.store(dist_ptr + i, tl.sqrt(before))
-    tl.store(dist_ptr + n + i, tl.sqrt(after))
-    tl.store(dist_ptr + 2 * n + i, both.to(tl.float32))
-
-
-@triton.jit
-def _mean_kernel(dist_ptr, loss_ptr, n, margin, BLOCK_N: tl.constexpr):
-    i = tl.arange(0, BLOCK_N)
-    present = tl.load(dist_ptr + 2 * n + i, mask=i < n, other=0.0)
-    gap = tl.load(dist_ptr + n + i, mask=i < n, other=0.0) - tl.load(dist_ptr + i, mask=i < n, other=0.0) + margin
-    hinge = tl.where((present == 0.0) | (gap < 0.0), 0.0, gap)  # a NaN stays
-    tl.store(loss_ptr, tl.sum(hinge) / tl.maximum(tl.sum(present), 1.0))
-
-
-@triton.jit
-def _gradient_kernel(
-    grad_ptr, raw_ptr, purified_ptr, labels_ptr, modality_ptr, dist_ptr, to_raw_ptr, to_purified_ptr, n, n_cols, margin,
-    OFFSET: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """Both gradients of one row in one block of columns."""
-    i = tl.program_id(0)
-    col = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    first, visible, infrared = _identity(labels_ptr, modality_ptr, i, n, BLOCK_N)
-    j = tl.arange(0, BLOCK_N)
-    identities = tl.sum(tl.load(dist_ptr + 2 * n + j, mask=j < n, other=0.0))
-    known = first < n
-    before = tl.load(dist_ptr + first, mask=known, other=0.0)
-    after = tl.load(dist_ptr + n + first, mask=known, other=0.0)
-    present = tl.load(dist_ptr + 2 * n + first, mask=known, other=0.0) > 0.0
-    side = tl.load(modality_ptr + i)
-    pull = tl.where(side == 0, 1.0 / tl.maximum(visible, 1), tl.where(side == 1, -1.0 / tl.maximum(infrared, 1), 0.0))
-    pull *= tl.load(grad_ptr) / tl.maximum(identities, 1.0)
-    to_raw = tl.zeros((BLOCK_C,), tl.float32)
-    to_purified = tl.zeros((BLOCK_C,), tl.float32)
-    if present & (after - before + margin > 0.0) & (pull != 0.0):
-        where = (labels_ptr, modality_ptr, first, visible, infrared, col, n, n_cols)
-        to_raw = -pull * tl.where(before == 0.0, 0.0, 1.0 / before) * _difference(raw_ptr, *where, OFFSET)
-        to_purified = pull * tl.where(after == 0.0, 0.0, 1.0 / after) * _difference(purified_ptr, *where, OFFSET)
-    at = tl.cast(i, tl.int64) * n_cols + col
-    tl.store(to_raw_ptr + at, to_raw, mask=col < n_cols)
-    tl.store(to_purified_ptr + at, to_purified, mask=col < n_cols)
+            raw = tl.zeros((BLOCK_C,), tl.float32)
+            purified = tl.zeros((BLOCK_C,), tl.float32)
+            if (raw_pull != 0.0) | (purified_pull != 0.0):
+                raw, purified = _differences(
+                    raw_ptr, purified_ptr, modality_ptr, members, first, visible, infrared, j, col, n, n_cols, OFFSET
+                )
+            row = i
+            while row < n:
+                at = tl.cast(row, tl.int64) * n_cols + col
+                share = tl.where(alone, 0.0, _share(modality_ptr, row, visible, infrared))
+                tl.store(to_raw_ptr + at, tl.where(share == 0.0, 0.0, raw_pull * share * raw), mask=col < n_cols)
+                step = tl.where(share == 0.0, 0.0, purified_pull * share * purified)
+                tl.store(to_purified_ptr + at, step, mask=col < n_cols)
+                row = tl.where(alone, n, _next(members, j, row, n))
 
 
 center_hinge = Op("center_hinge", center_hinge_ref)
@@ -156,27 +213,21 @@ def _cpu(raw, purified, labels, modality, margin):
 
 @center_hinge.register_kernel("cuda")
 def _triton(raw, purified, labels, modality, margin):
-    if 0 < len(raw) <= SMALL:
-        loss, (launch, rows, dist) = (
-            _alloc(raw, purified, labels, modality, margin),
-            _small(raw, purified, labels, modality),
-        )
-        with torch.cuda.device_of(raw):
-            _distance_kernel[(len(raw),)](*rows, dist, len(raw), raw.size(1), OFFSET=OFFSET, **launch)
-            _mean_kernel[(1,)](dist, loss, len(raw), margin, BLOCK_N=launch["BLOCK_N"])
-        return loss
-    return _forward(*(_centers(x, labels, modality, class_centers.run) for x in (raw, purified)), margin)
+    if not 0 < len(raw) <= LABELLED:
+        return _forward(*(_centers(x, labels, modality, class_centers.run) for x in (raw, purified)), margin)
+    loss, terms = _alloc(raw, purified, labels, modality, margin), raw.new_empty(2, len(raw), dtype=torch.float32)
+    rows, launch = _small(raw, purified, labels, modality)
+    with torch.cuda.device_of(raw):
+        state = terms, counters(raw), loss
+        _forward_kernel[(len(raw),)](*rows, *state, len(raw), raw.size(1), margin, OFFSET=OFFSET, **launch)
+    return loss
 
 
 def _small(raw, purified, labels, modality):
-    """Launch, inputs and distances of the kernels that compare labels."""
+    """Inputs and launch of the kernels that compare labels."""
     block = min(2048, max(128, triton.next_power_of_2(raw.size(1))))
-    launch = {"BLOCK_N": max(16, triton.next_power_of_2(len(raw))), "BLOCK_C": block, "num_warps": max(1, block // 256)}
-    return (
-        launch,
-        tuple(x.detach().contiguous() for x in (raw, purified, labels, modality)),
-        raw.new_empty(3, len(raw), dtype=torch.float32),
-    )
+    launch = {"BLOCK_N": max(16, triton.next_power_of_2(len(raw))), "BLOCK_C": block, "num_warps": max(1, block // 128)}
+    return tuple(x.detach().contiguous() for x in (raw, purified, labels, modality)), launch
 
 
 def _backward_ref(
@@ -220,19 +271,14 @@ def _cpu_backward(grad, raw, purified, labels, modality, margin):
 
 @center_hinge_backward.register_kernel("cuda")
 def _triton_backward(grad, raw, purified, labels, modality, margin):
-    if 0 < len(raw) <= SMALL:
-        (launch, rows, dist), grads = (
-            _small(raw, purified, labels, modality),
-            _alloc_backward(grad, raw, purified, *[None] * 3),
-        )
-        n, n_cols = raw.shape
-        with torch.cuda.device_of(raw):
-            _distance_kernel[(n,)](*rows, dist, n, n_cols, OFFSET=OFFSET, **launch)
-            grid = n, triton.cdiv(n_cols, launch["BLOCK_C"])
-            _gradient_kernel[grid](grad, *rows, dist, *grads, n, n_cols, margin, OFFSET=OFFSET, **launch)
-        return grads
-    sides = (_centers(x, labels, modality, class_centers.run) for x in (raw, purified))
-    return _gradients(grad, raw.dtype, *sides, margin)
+    if not 0 < len(raw) <= LABELLED:
+        sides = (_centers(x, labels, modality, class_centers.run) for x in (raw, purified))
+        return _gradients(grad, raw.dtype, *sides, margin)
+    grads = _alloc_backward(grad, raw, purified, labels, modality, margin)
+    rows, launch = _small(raw, purified, labels, modality)
+    with torch.cuda.device_of(raw):
+        _backward_kernel[(len(raw),)](grad, *rows, *grads, len(raw), raw.size(1), margin, OFFSET=OFFSET, **launch)
+    return grads
 
 
 def _setup(ctx, inputs, output):

@@ -1,0 +1,43 @@
+"""Small batches on a GPU: up to how many rows one launch does all of a loss, and how its last program knows that it is.
+
+A launch takes the host 5 us and more and leaves a gap between kernels on the card; the bytes of 128 rows of 2048 take
+a quarter of a microsecond. Beyond these limits the work of one program grows with the square of the rows while the
+launches stay as many, so there the streamed kernels win. Static reasoning: no card has been at hand.
+"""
+
+import torch
+from torch import Tensor
+
+from vifast.kernels._lang import tl, triton
+
+SMALL = 128  # rows whose pairs are formed in one launch: a tile of all of a row's partners stays in registers
+LABELLED = 512  # rows that one program can compare by their labels alone; more are sorted
+
+_counters = {}
+
+
+def counters(x: Tensor) -> Tensor:
+    """SMALL zeros on the device of x, which the kernels of a stream share: ``last_program`` leaves them 0.
+
+    A CUDA graph has its own, cleared whenever it is replayed, for it may run beside the stream that it was made on.
+    """
+    if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(SMALL, dtype=torch.int32, device=x.device)
+    stream = torch.cuda.current_stream(x.device).cuda_stream if x.device.type == "cuda" else 0
+    if (x.device, stream) not in _counters:
+        _counters[x.device, stream] = torch.zeros(SMALL, dtype=torch.int32, device=x.device)
+    return _counters[x.device, stream]
+
+
+@triton.jit
+def last_program(counter_ptr, programs):
+    """Whether the other ``programs`` - 1 are done: True in one of them, which then sees all that they wrote.
+
+    The order in which programs finish decides who goes on, never what is computed: an integer is counted, and what the
+    others wrote is read in one order.
+    """
+    tl.debug_barrier()  # one thread counts, for the writes of all
+    last = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1
+    if last:
+        tl.store(counter_ptr, 0)
+    return last
