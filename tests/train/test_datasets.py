@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from vifast.data import synthetic
+from vifast.data import CrossModalSampler, IdklSampler, ReplacementSampler, synthetic
 from vifast.train.config import load_config
-from vifast.train.datasets import open_dataset
+from vifast.train.datasets import open_dataset, train_loader
 from vifast.train.loop import Trainer
 
 TINY = [
@@ -66,3 +66,17 @@ def test_damage_is_the_users_choice(root, tmp_path):
                 open_dataset(load_config(f"agw-{root.name}", [f"data={root}"]))
     finally:
         hidden.replace(lost)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("pk", CrossModalSampler), ("idkl", IdklSampler), ("with_replacement", ReplacementSampler)]
+)
+def test_the_sampler_is_chosen_and_divided(sysu_root, name, kind):
+    overrides = [f"data={sysu_root}", *TINY, f"dataset.sampler={name}", "dataset.short=repeat", "seed=3"]
+    config = load_config("agw-sysu", overrides)
+    loader = train_loader(open_dataset(config), config, rank=1, world_size=2)
+    sampler = loader.batch_sampler.batch_sampler
+    assert type(sampler) is kind
+    assert (sampler.rank, sampler.world_size, sampler.seed, sampler.num_ids, len(loader)) == (1, 2, 3, 2, 2)
+    with pytest.raises(ValueError, match="num_ids: expected a multiple of world_size 3, got 2"):
+        train_loader(open_dataset(config), config, world_size=3)

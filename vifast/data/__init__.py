@@ -2,7 +2,7 @@
 
 from vifast.data.loader import make_loader
 from vifast.data.records import Dataset, Samples
-from vifast.data.samplers import CrossModalSampler
+from vifast.data.samplers import CrossModalSampler, IdklSampler, ReplacementSampler
 from vifast.data.transforms import Augment
 
-__all__ = ["Augment", "CrossModalSampler", "Dataset", "Samples", "make_loader"]
+__all__ = ["Augment", "CrossModalSampler", "Dataset", "IdklSampler", "ReplacementSampler", "Samples", "make_loader"]

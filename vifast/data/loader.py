@@ -92,6 +92,11 @@ class _EpochKeys:
         if hasattr(self.batch_sampler, "set_epoch"):
             self.batch_sampler.set_epoch(epoch)
 
+    def start_at(self, epoch: int, step: int) -> None:
+        """As the sampler's: the next iteration begins with batch `step` of `epoch`."""
+        self.epoch = epoch
+        self.batch_sampler.start_at(epoch, step)
+
     def __len__(self) -> int:
         return len(self.batch_sampler)
 

@@ -31,9 +31,10 @@ class DatasetConfig(Section):
 
     ``mode`` and ``shots`` are SYSU-MM01's, ``draw`` its and LLCM's, ``split`` RegDB's, ``direction`` all others',
     ``frames`` and ``min_frames`` HITSZ-VCM's; None takes the reader's own default: see the readers. A batch has
-    ``num_ids`` identities with ``num_instances`` images in each modality. ``cache`` keeps all decoded training images
-    in memory. ``on_damage`` stops at what is wrong on disk, or logs it and leaves it out; with ``decode`` that includes
-    images that do not decode to their end (about a millisecond an image, before training).
+    ``num_ids`` identities with ``num_instances`` images in each modality, over all processes of the run. ``sampler``
+    chooses them, see `vifast.data.samplers`, also for ``short``, which is ``idkl``'s. ``cache`` keeps all decoded
+    training images in memory. ``on_damage`` stops at what is wrong on disk, or logs it and leaves it out; with
+    ``decode`` that includes images that do not decode to their end (about a millisecond an image, before training).
     """
 
     name: Literal["sysu", "regdb", "llcm", "vcm"] = "sysu"
@@ -50,6 +51,8 @@ class DatasetConfig(Section):
     width: int = Field(144, ge=8)
     num_ids: int = Field(8, ge=2)
     num_instances: int = Field(4, ge=1)
+    sampler: Literal["pk", "idkl", "with_replacement"] = "pk"
+    short: Literal["error", "skip", "repeat"] = "error"
     augment: Augment = Augment()
     workers: int = Field(0, ge=0)
     cache: bool = False

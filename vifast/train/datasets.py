@@ -2,7 +2,7 @@
 
 from torch.utils.data import DataLoader
 
-from vifast.data import CrossModalSampler, Dataset, Samples, make_loader
+from vifast.data import CrossModalSampler, Dataset, IdklSampler, ReplacementSampler, Samples, make_loader
 from vifast.data.layouts import READERS
 from vifast.train.config import ConfigError, TrainConfig
 
@@ -12,6 +12,7 @@ _OPTIONS = {  # of DatasetConfig, by reader
     "llcm": ("direction", "draw"),
     "vcm": ("direction", "frames", "min_frames"),
 }
+_SAMPLERS = {"pk": CrossModalSampler, "idkl": IdklSampler, "with_replacement": ReplacementSampler}
 _CHECKS = ("on_damage", "decode")  # of every reader
 
 
@@ -29,16 +30,19 @@ def open_dataset(config: TrainConfig) -> Dataset:
     return READERS[config.dataset.name](config.data, **options)
 
 
-def train_loader(dataset: Dataset, config: TrainConfig) -> DataLoader:
-    """Augmented cross-modal PxK batches of the training split."""
+def train_loader(dataset: Dataset, config: TrainConfig, *, rank: int = 0, world_size: int = 1) -> DataLoader:
+    """Augmented cross-modal PxK batches of the training split, or the share of one process in them."""
     options = config.dataset
-    sampler = CrossModalSampler(
+    sampler = _SAMPLERS[options.sampler](
         dataset.train.labels,
         dataset.train.modality,
         num_ids=options.num_ids,
         num_instances=options.num_instances,
         num_batches=config.steps_per_epoch,
         seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+        **({"short": options.short} if options.sampler == "idkl" else {}),
     )
     return make_loader(
         dataset.train,

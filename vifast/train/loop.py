@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from torch import Tensor
 
 from vifast import systems
@@ -49,7 +49,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, out: Path, *, resume: bool = False, quiet: bool = False):
         self.config, self.out, self.quiet = config, Path(out), quiet
-        self.epoch = 0
+        self.epoch = self.step = 0  # finished epochs, and the steps in them
         self._claim_folder(resume)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -60,9 +60,10 @@ class Trainer:
         if config.channels_last:
             system = system.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(system, config.optimizer)
-        loader = train_loader(self.dataset, config)
-        self._batch_sampler = loader.batch_sampler
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(system, optimizer, loader)
+        # Not prepared: the sampler gives every process its part of the batch, which Accelerate would divide again.
+        ranks = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
+        self.loader = train_loader(self.dataset, config, **ranks)
+        self.model, self.optimizer = self.accelerator.prepare(system, optimizer)
         if resume and (folder := checkpoint.latest(self.out)) is not None:
             self._restore(folder)
 
@@ -76,7 +77,7 @@ class Trainer:
 
     def fit(self) -> Evaluation:
         """Trains to the last epoch, evaluates, and writes ``results.json``."""
-        config, steps = self.config, len(self.loader)
+        config = self.config
         if self.accelerator.is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             write_text(self.out / "config.yaml", dump_config(config))
@@ -88,26 +89,25 @@ class Trainer:
             }
             write_text(self.out / "run.json", json.dumps(run, indent=2) + "\n")
         out = self.out if self.accelerator.is_main_process else None
-        with RunLog(out, total=config.epochs * steps, step=self.epoch * steps, quiet=self.quiet) as log:
+        with RunLog(out, total=self._steps(range(config.epochs)), step=self.step, quiet=self.quiet) as log:
             for epoch in range(self.epoch, config.epochs):
                 self._train_epoch(epoch, log)
                 self.epoch = epoch + 1
                 self._save()
                 due = config.evaluate_every and self.epoch % config.evaluate_every == 0
                 if due and self.epoch < config.epochs:
-                    log.evaluation(self.epoch * steps, self.evaluate().scores.scalars(), epoch=self.epoch)
+                    log.evaluation(self.step, self.evaluate().scores.scalars(), epoch=self.epoch)
             evaluation = self.evaluate()
-            log.evaluation(config.epochs * steps, evaluation.scores.scalars(), epoch=config.epochs)
+            log.evaluation(self.step, evaluation.scores.scalars(), epoch=config.epochs)
         if self.accelerator.is_main_process:
             write_text(self.out / "results.json", evaluation.scores.to_json())
         return evaluation
 
     def _train_epoch(self, epoch: int, log: RunLog) -> None:
-        config, steps = self.config, len(self.loader)
+        config = self.config
         set_seed(config.seed + 100_003 * (epoch + 1), device_specific=True)
-        # Accelerate sets the epoch by its own count, from 0 in a resumed process, and not through its shards.
-        self.loader.set_epoch(epoch)
-        self._batch_sampler.set_epoch(epoch)
+        self.loader.batch_sampler.set_epoch(epoch)
+        steps = len(self.loader)
         self.model.train()
         self.system.start_epoch(epoch)
         for step, batch in enumerate(self.loader, start=epoch * steps):
@@ -117,10 +117,13 @@ class Trainer:
             parts = self._train_step(batch)
             scalars = dict(zip(parts, torch.stack(list(parts.values())).tolist(), strict=True))
             if not math.isfinite(scalars["loss"]):
-                raise RunError(f"step {step + 1}: the loss is {scalars['loss']}; try a lower optimizer.lr")
-            log.train(step + 1, {**scalars, "lr_factor": factor}, images=len(batch["image"]), epoch=epoch)
+                raise RunError(f"step {self.step + 1}: the loss is {scalars['loss']}; try a lower optimizer.lr")
+            self.step += 1
+            images = len(batch["image"]) * self.accelerator.num_processes
+            log.train(self.step, {**scalars, "lr_factor": factor}, images=images, epoch=epoch)
 
     def _train_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
         if self.config.channels_last:
             batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad()
@@ -157,6 +160,15 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epoch = state["epoch"]
+        self.step = self._steps(range(self.epoch))
+
+    def _steps(self, epochs: range) -> int:
+        """Optimiser steps of these epochs, of which a sampler may have more in one than in another."""
+        steps = 0
+        for epoch in epochs:
+            self.loader.batch_sampler.set_epoch(epoch)
+            steps += len(self.loader)
+        return steps
 
 
 def build_optimizer(system: System, config: OptimizerConfig) -> torch.optim.Optimizer:
