@@ -70,6 +70,8 @@ def reranks():
         yield (number, 30, 120, 8, "duplicates", torch.float32), {"metric": metric, "queries_only": True, "topk": 7}
         yield (number, 5, 60, 8, "generic", torch.float32), {"metric": metric, "queries_only": True}
         yield (number, 9, 70, 8, "generic", torch.float32), {"metric": metric, "method": "gnn", "k1": 8, "k2": 3}
+        for dtype, topk in ((torch.float32, None), (torch.float16, 9)):
+            yield (number, 30, 333, 24, "generic", dtype), {"metric": metric, "precision": "reference", "topk": topk}
 
 
 def as_pair(result):
@@ -186,7 +188,7 @@ def errors(rank, ranks):
         lambda: good.evaluate(query * 1e37, ids),
         lambda: tiny.evaluate(query * 1e-9, ids),
         lambda: good.rerank(query, k1=0),
-        lambda: good.rerank(query, precision="reference"),
+        lambda: good.rerank(query, precision="half"),
         lambda: good.rerank(query, topk=3 * ranks + 1),
         lambda: good.rerank(query, k1=1 + rank),
         lambda: good.rerank(query * 1e19),
@@ -247,6 +249,7 @@ def wire(rank, ranks):
         "evaluate, queries sent": more(lambda n: gallery.evaluate(own[n], ids[:n], source=0)),
         "rerank, lists": received(ranks, lambda: rows.lists(9, False, True)),
         "rerank, pairs": received(ranks, lambda: rows.entries(*pairs)),
+        "rerank, reference": received(ranks, rows.gathered),
         "identity": more(lambda n: gallery.evaluate(query[:n], ids[:n], cmc="identity", topk=5)),
     }
 

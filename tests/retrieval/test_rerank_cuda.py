@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vifast.kernels import _C
-from vifast.retrieval import _rerank, rerank, rerank_cuda
+from vifast.retrieval import _distances, _rerank, rerank, rerank_cuda
 
 METRICS = ("sqeuclidean", "euclidean", "cosine")
 
@@ -84,6 +84,14 @@ def test_python_side(on_cpu, metric, monkeypatch):
         order = result.sort(dim=1, stable=True)
         assert torch.equal(value, order.values[:, :k])
         assert torch.equal(index, order.indices[:, :k])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_origin_is_that_of_the_cpu(dtype):
+    query, gallery = (torch.randn(n, 6).to(dtype) + 3 for n in (300, 500))
+    origin = rerank_cuda.DeviceFeatures(query, gallery, "euclidean").origin
+    keyed = _distances.Keyed(query.to(torch.promote_types(dtype, torch.float32)), "euclidean")
+    assert torch.equal(origin, (keyed.origin if keyed.shift is None else keyed.shift).double())
 
 
 @pytest.mark.skipif(rerank_cuda._CUDA is None, reason="built without nvcc")

@@ -96,7 +96,7 @@ ERRORS = [
     ("ValueError", "query, gallery: expected norms whose product stays below"),
     ("ValueError", "query: row 0 holds a NaN"),
     ("ValueError", "k1: expected at least 1, got 0"),
-    ("ValueError", "precision: expected float32 for a gallery of several processes, got 'reference'"),
+    ("ValueError", "precision: expected one of float32, reference, got 'half'"),
     ("ValueError", "topk: expected at most"),
     ("ValueError", "query and options: expected the same on every rank, rank 1"),
     ("ValueError", "query: expected rows of a norm of at most 1e+18"),
@@ -126,6 +126,7 @@ def test_bytes_on_the_wire_are_those_of_the_page(group):
     lists = (60 + gallery) * (16 * 9 + 4) * (ranks - 1) + 60 * 4 * 160 * (ranks - 1) + 12 * gallery
     agreed = 8 * shared * (1 + ranks)  # that no rank failed, once a block
     whole = {"rerank, lists": lists + agreed, "rerank, pairs": 4 * 3 * (60 + gallery) * shared + 12 * gallery}
+    whole["rerank, reference"] = 12 * gallery
     expected = {
         "search": search,
         "search, queries sent": search + 2 * 6,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vifast.kernels._extension import _CUDA
 from vifast.retrieval._rerank import Settings, Sparse, block_rows, offsets, shares
+from vifast.retrieval.products import origin_of
 from vifast.retrieval.search import search
 from vifast.retrieval.search_cuda import MOST
 
@@ -24,7 +25,9 @@ class DeviceFeatures:
     def __init__(self, query: Tensor, gallery: Tensor, metric: str):
         self.x = torch.cat([query, gallery]).contiguous()
         self.metric, self.rows, self.num_query = metric, len(self.x), len(query)
-        self.origin = None if metric == "cosine" else self.x.mean(0, dtype=torch.float64)
+        # That of the queries, as on the CPU and as in search and evaluate: a distance must not depend on the gallery's
+        # other rows, of which a process may hold a part.
+        self.origin = None if metric == "cosine" else origin_of(query).double()
 
     def lists(self, length: int, queries_only: bool) -> Tensor:
         q = self.num_query

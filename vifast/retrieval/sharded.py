@@ -10,6 +10,7 @@ from torch import Tensor
 from vifast import _checks
 from vifast._progress import steps
 from vifast.retrieval._arguments import METRICS, as_tensor, check_finite, codes_of, positive
+from vifast.retrieval._distances import Products
 from vifast.retrieval._graph import graph
 from vifast.retrieval._rerank import k_reciprocal
 from vifast.retrieval._wire import Wire, attempt
@@ -224,7 +225,8 @@ class ShardedGallery:
             lambda_: likewise.
             metric: likewise.
             queries_only: likewise.
-            precision: ``"float32"``; the products of ``"reference"`` are of all rows in one process.
+            precision: likewise; ``"reference"`` brings all rows to every rank, which makes all products itself: they
+                are the platform's, of whole blocks of rows.
             topk: likewise.
             method: likewise.
             alpha: likewise.
@@ -235,15 +237,13 @@ class ShardedGallery:
 
         Raises:
             TypeError: as ``rerank``.
-            ValueError: likewise; another ``precision``, arguments that differ between ranks.
+            ValueError: likewise; arguments that differ between ranks.
 
         Memory:
             Beyond the rows held here: the queries, 4096 rows in transit, about 2 kB for every row of all ranks, and the
-            output. Features on a GPU are brought to the CPU.
+            output. Features on a GPU are brought to the CPU. ``precision="reference"`` holds all rows as float32.
         """
         settings, error = attempt(check_options, metric, method, k1, k2, lambda_, queries_only, precision, alpha)
-        if error is None and settings.half:
-            error = ValueError("precision: expected float32 for a gallery of several processes, got 'reference'")
         self._wire.agree(error)
         topk, error = attempt(check_topk, topk, self.total)
         self._wire.agree(error)
@@ -253,7 +253,8 @@ class ShardedGallery:
             self._wire.agree(attempt(check_norms, name, rows)[1])
         features = ShardedFeatures(self._wire, query, own, self._counts, metric)
         if method == "k-reciprocal":
-            result = k_reciprocal(features, settings, topk)
+            source = Products(query, features.gathered(), metric) if settings.half else features
+            result = k_reciprocal(source, settings, topk)
         else:
             cosine = features if metric == "cosine" else features.of("cosine")
             result = graph(features, cosine, settings.k1, settings.k2, alpha, topk)

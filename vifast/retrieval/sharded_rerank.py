@@ -36,6 +36,10 @@ class ShardedFeatures:
         """The same rows by another metric."""
         return ShardedFeatures(self.wire, self.query, self.own, self.counts, metric)
 
+    def gathered(self) -> Tensor:
+        """The gallery's rows of all ranks."""
+        return torch.cat([rows for first, rows in self._all_rows() if first >= self.num_query])
+
     def lists(self, length: int, queries_only: bool, keep: bool):
         q, n = self.num_query, self.rows
         k = min(length, q) if queries_only else length
