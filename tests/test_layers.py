@@ -21,7 +21,7 @@ LAYERS = [
     {"cli"},
     {"testing", "aot"},  # of tests and benchmarks: nothing imports them
 ]
-ALONE = {"kernels", "data", "report"}  # these know nothing of vifast but themselves
+ALONE = {"kernels", "report"}  # these know nothing of vifast but themselves
 EVERYWHERE = {"_checks", "_draws", "_files", "_progress", "_version", "__version__"}
 OPTIONAL = ("triton", "PIL", "accelerate", "jinja2", "matplotlib", "pydantic", "rich", "safetensors", "typer", "yaml")
 OPTIONAL += ("faiss",)

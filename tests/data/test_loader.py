@@ -6,9 +6,11 @@ import torch
 from PIL import Image
 
 from vifast.data import Augment, CrossModalSampler, make_loader, sysu
+from vifast.data.augmentation import Exchange
 from vifast.data.loader import read_image
 
 SIZE = (32, 16)
+NOISY = Augment(pad=2, exchange_visible=Exchange(channel=0.5))
 
 
 @pytest.fixture
@@ -18,9 +20,7 @@ def train(sysu_tree):
 
 def batches(train, *, epoch=0, seed=0, **options):
     sampler = CrossModalSampler(train.labels, train.modality, num_ids=3, num_instances=2, seed=7)
-    loader = make_loader(
-        train, size=SIZE, augment=Augment(pad=2, exchange=0.5), batch_sampler=sampler, seed=seed, **options
-    )
+    loader = make_loader(train, size=SIZE, augment=NOISY, batch_sampler=sampler, seed=seed, **options)
     loader.batch_sampler.set_epoch(epoch)
     return list(loader)
 
@@ -59,7 +59,7 @@ def test_epochs_and_seeds_differ(train):
 
 def test_persistent_workers_follow_the_epoch(train):
     sampler = CrossModalSampler(train.labels, train.modality, num_ids=3, num_instances=2, seed=7)
-    loader = make_loader(train, size=SIZE, augment=Augment(pad=2, exchange=0.5), batch_sampler=sampler, num_workers=1)
+    loader = make_loader(train, size=SIZE, augment=NOISY, batch_sampler=sampler, num_workers=1)
     for epoch in (0, 1):
         loader.batch_sampler.set_epoch(epoch)
         assert equal(list(loader), batches(train, epoch=epoch))
@@ -86,7 +86,7 @@ def test_without_a_sampler_all_images_come_in_order_and_unchanged(train):
 def test_accelerate_moves_both_epochs(train):
     accelerate = pytest.importorskip("accelerate")
     sampler = CrossModalSampler(train.labels, train.modality, num_ids=3, num_instances=2, seed=7)
-    loader = make_loader(train, size=SIZE, augment=Augment(pad=2, exchange=0.5), batch_sampler=sampler)
+    loader = make_loader(train, size=SIZE, augment=NOISY, batch_sampler=sampler)
     prepared = accelerate.Accelerator(cpu=True).prepare(loader)
     assert equal(list(prepared), batches(train, epoch=0))
     assert equal(list(prepared), batches(train, epoch=1))

@@ -1,6 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
+from vifast.data import Augment
+from vifast.data.augmentation import CutSwap
 from vifast.systems.agw import AGWOptions
 from vifast.train.config import ConfigError, dump_config, load_config, presets
 
@@ -44,7 +46,7 @@ def test_is_frozen():
         ("epochs=0", r"epochs: input should be greater than or equal to 1, got 0"),
         ("optimizer.name=lion", r"optimizer\.name: input should be 'sgd', 'adam' or 'adamw', got 'lion'"),
         ("options.gem_p=wide", r"options\.gem_p: input should be a valid number"),
-        ("system=agv", r"system: expected one of agw, got 'agv'"),
+        ("system=agv", r"system: expected one of agw, idkl, got 'agv'"),
         ("epochs.a=2", r"epochs\.a: epochs is a value, not a section"),
         ("options=3", r"options: .*, got 3"),
         ("nonsense", r"'nonsense': expected KEY=VALUE"),
@@ -74,3 +76,23 @@ def test_unknown_source_names_the_nearest_preset(tmp_path):
     path.write_text("a: [1\n")
     with pytest.raises(ConfigError, match=r"list\.yaml: not valid YAML"):
         load_config(path)
+
+
+def test_an_augmentation_preset_under_what_is_given_beside_it():
+    config = load_config("agw-sysu", ["dataset.augment.preset=dakd", "dataset.augment.cutswap.scope=image"])
+    assert config.dataset.augment == Augment.preset("dakd", cutswap=CutSwap(scope="image"))
+    assert load_config("agw-sysu").dataset.augment == Augment.preset("agw")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("preset=dakt", "dataset.augment.preset: no 'dakt'; the nearest known name is 'dakd'"),
+        ("cutswap.scop=image", "dataset.augment.cutswap.scop: unknown key; the nearest known name is 'scope'"),
+        ("erase.p=2", "dataset.augment.erase: .*erase.p: expected 0 to 1, got 2"),
+        ("cutswap.fill=grey", "dataset.augment.cutswap.fill: input should be 'channel', 'gray' or 'permute'"),
+    ],
+)
+def test_wrong_augmentation_is_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("agw-sysu", [f"dataset.augment.{override}"])

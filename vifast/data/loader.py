@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
+from vifast.data.augmentation import Augment
 from vifast.data.records import Samples
-from vifast.data.transforms import Augment, normalize
+from vifast.functional import AugmentParams, augment
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises for broken files
 
@@ -48,8 +49,8 @@ def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
 class ImageDataset(Dataset):
     """Samples as dicts of image, label, camera, modality and index.
 
-    An item is asked for by `(epoch, index)`. Its random numbers come from a counter-based generator (Philox) keyed by
-    `(seed, epoch, index)`: the same for any order of items, batch and number of workers.
+    An item is asked for by `(epoch, index)`. Its random numbers are a function of `(seed, epoch, index)`: the same for
+    any order of items, batch and number of workers.
     """
 
     def __init__(self, samples: Samples, *, size: tuple[int, int], augment: Augment | None, cache: bool, seed: int):
@@ -64,10 +65,10 @@ class ImageDataset(Dataset):
         image = self._images[index] if self._images is not None else read_image(self.samples.paths[index], self.size)
         modality = int(self.samples.modality[index])
         if self.augment is None:
-            tensor = normalize(image)
+            params = AugmentParams.identity(1)
         else:
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, index, 0, 0]))
-            tensor = self.augment(image, modality, rng)
+            params = self.augment.draw([index], [modality], self.size, seed=self.seed, epoch=epoch)
+        tensor = augment(torch.from_numpy(image)[None], params)[0]
         return {
             "image": tensor,
             "label": int(self.samples.labels[index]),

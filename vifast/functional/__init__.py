@@ -8,6 +8,7 @@ the host but :func:`check_finite`.
 from vifast.functional._common import METRICS as METRICS
 from vifast.functional._common import PRECISIONS as PRECISIONS
 from vifast.functional._common import REDUCTIONS as REDUCTIONS
+from vifast.functional.augment import AugmentParams, augment
 from vifast.functional.center_cluster import center_cluster_loss
 from vifast.functional.center_hinge import center_hinge
 from vifast.functional.center_loss import center_loss
@@ -31,6 +32,8 @@ from vifast.functional.triplet import hard_pairs, triplet_loss
 from vifast.functional.weighted_triplet import weighted_triplet_loss
 
 __all__ = [
+    "AugmentParams",
+    "augment",
     "center_cluster_loss",
     "center_hinge",
     "center_loss",

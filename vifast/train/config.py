@@ -89,7 +89,7 @@ class TrainConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     epochs: int = Field(81, ge=1)
     steps_per_epoch: int | None = Field(None, ge=1, description="None: as many as the data give")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     precision: Literal["no", "fp16", "bf16"] = "no"
     channels_last: bool = True
     threads: int | None = Field(None, ge=1, description="of torch on the CPU; None: as many as it likes")
@@ -105,8 +105,8 @@ def presets() -> list[str]:
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """A configuration from a preset's name or a YAML file, with ``key=value`` overrides.
 
-    ``base: NAME`` in a file starts from that preset. Override keys are dotted paths (``optimizer.lr=0.05``),
-    values are YAML.
+    ``base: NAME`` in a file starts from that preset, ``preset: NAME`` in ``dataset.augment`` from that augmentation.
+    Override keys are dotted paths (``optimizer.lr=0.05``), values are YAML.
 
     Raises:
         ConfigError: no such preset or file, YAML that does not parse, an unknown key (the nearest known
@@ -130,7 +130,7 @@ def build_config(data: Mapping[str, Any]) -> TrainConfig:
         system_options = systems.get(data.get("system", "agw")).Options
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    data = {"system": "agw", "options": {}, **data}
+    data = _expanded({"system": "agw", "options": {}, **data})
     unknown = list(_unknown_keys(data, TrainConfig, system_options))
     if unknown:
         raise ConfigError("\n".join(unknown))
@@ -145,6 +145,20 @@ def build_config(data: Mapping[str, Any]) -> TrainConfig:
 def dump_config(config: TrainConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _expanded(data: dict[str, Any]) -> dict[str, Any]:
+    """``dataset.augment.preset`` replaced by that preset's values, under those that are given beside it."""
+    dataset = data.get("dataset")
+    augment = dataset.get("augment") if isinstance(dataset, Mapping) else None
+    if not isinstance(augment, Mapping) or "preset" not in augment:
+        return data
+    given = dict(augment)
+    name = given.pop("preset")
+    if name not in Augment.PRESETS:
+        raise ConfigError(f"dataset.augment.preset: no {name!r}{_nearest(str(name), Augment.PRESETS)}")
+    values = _merge(dataclasses.asdict(Augment.preset(name)), given)
+    return {**data, "dataset": {**dataset, "augment": values}}
 
 
 def _read(source: str | Path) -> dict[str, Any]:
