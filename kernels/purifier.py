@@ -28,14 +28,14 @@ EPS = 1e-6
 ENTRIES = 512  # of each map at once in a program: 4 a thread; 8 spill a register on sm_100, 16 a lot of them
 
 
-def _spread(rows: Tensor) -> Tensor:
+def spread(rows: Tensor) -> Tensor:
     return rows[..., None, None]
 
 
 def instance_stats_ref(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     mean = x.mean((2, 3))
-    return mean, (x - _spread(mean)).square().mean((2, 3))
+    return mean, (x - spread(mean)).square().mean((2, 3))
 
 
 instance_stats = Op("instance_stats", instance_stats_ref)
@@ -84,6 +84,15 @@ def _triton_stats(x):
     return mean, var
 
 
+def normalized(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, instance: bool) -> Tensor:
+    """u by its formula."""
+    if instance:  # the given values, with the derivative of the statistics of x
+        own, var = instance_stats_ref(x)
+        mean = mean + (own - own.detach())
+        rstd = rstd - 0.5 * rstd**3 * (var - var.detach())
+    return (x - spread(mean)) * spread(rstd * weight) + spread(bias)
+
+
 def purifier_ref(
     x: Tensor,
     gate_u: Tensor,
@@ -95,11 +104,7 @@ def purifier_ref(
     instance: bool,
 ) -> Tensor:
     wide = x.to(mean.dtype)
-    if instance:  # the given values, with the derivative of the statistics of x
-        own, var = instance_stats_ref(wide)
-        mean = mean + (own - own.detach())
-        rstd = rstd - 0.5 * rstd**3 * (var - var.detach())
-    u = (wide - _spread(mean)) * _spread(rstd * weight) + bias[:, None, None]
+    u = normalized(wide, mean, rstd, weight, bias, instance)
     s, t = gate_u.to(mean.dtype).sigmoid(), gate_x.to(mean.dtype).sigmoid()
     maps = s * t * (wide + u), wide, t * wide, u, s * u
     return torch.stack([m.clamp(min=EPS).pow(3).mean((2, 3)).pow(1 / 3) for m in maps])
@@ -227,13 +232,13 @@ def _backward_ref(
     instance: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = x.to(mean.dtype)
-    y = (wide - _spread(mean)) * _spread(rstd)
+    y = (wide - spread(mean)) * spread(rstd)
     u = y * weight[:, None, None] + bias[:, None, None]
     s, t = gate_u.to(mean.dtype).sigmoid(), gate_x.to(mean.dtype).sigmoid()
     grad = grad / (x.size(2) * x.size(3))
 
     def through_pool(i, v):
-        return torch.where(v >= EPS, _spread(grad[i]) * (v / _spread(pooled[i])).square(), 0.0)
+        return torch.where(v >= EPS, spread(grad[i]) * (v / spread(pooled[i])).square(), 0.0)
 
     both, raw, masked, normed, normed_masked = map(
         through_pool, range(5), (s * t * (wide + u), wide, t * wide, u, s * u)
@@ -244,7 +249,7 @@ def _backward_ref(
     to_gate_x = (wide * masked + s * (wide + u) * both) * t * (1 - t)
     if instance:
         step = step - step.mean((2, 3), keepdim=True) - y * (step * y).mean((2, 3), keepdim=True)
-    to_x = raw + t * (masked + s * both) + _spread(rstd * weight) * step
+    to_x = raw + t * (masked + s * both) + spread(rstd * weight) * step
     grads = (to_x, to_gate_u, to_gate_x)
     return *(like_map(m).copy_(g) for m, g in zip((x, gate_u, gate_x), grads, strict=True)), sums
 

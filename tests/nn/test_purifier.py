@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,46 @@ def test_half_maps_pool_to_float32():
             assert_close(vector, full, rtol=0.05, atol=0.05)
 
 
+def kept_maps(module, x):
+    """Tensors at least as large as the map that the forward keeps for the backward."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        module(x)
+    return [t for t in kept.values() if t.numel() >= x.numel()]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_map_and_two_gates_are_kept(layout):
+    x = torch.rand(3, 64, 6, 3).contiguous(memory_format=layout).requires_grad_()
+    assert len(kept_maps(InstanceNormPurifier(64), x)) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_running_statistics_are_those_of_instance_norm(dtype):
+    module = InstanceNormPurifier(16).to(dtype)
+    theirs = torch.nn.InstanceNorm2d(16, affine=True, track_running_stats=True).to(dtype)
+    for seed in range(3):
+        x = torch.randn(4, 16, 5, 3, generator=torch.Generator().manual_seed(seed)).to(dtype) + 2
+        module(x)
+        theirs(x)
+    tolerance = {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    assert_close(module.norm.running_mean, theirs.running_mean, **tolerance)
+    assert_close(module.norm.running_var, theirs.running_var, **tolerance)
+    module.eval()(x)
+    with torch.no_grad():
+        assert_close(module(x, return_maps=True)[1].normed, theirs.eval()(x), **tolerance)
+
+
+def test_large_means_cost_no_digits_with_running_statistics():
+    module = InstanceNormPurifier(64).eval()
+    x = torch.randn(2, 64, 6, 3, generator=torch.Generator().manual_seed(0)) + 30
+    with torch.no_grad():
+        module.norm.running_mean.fill_(30.0)
+        wanted = copy.deepcopy(module).double()(x.double())
+        for ours, exact in zip(module(x), wanted, strict=True):
+            assert_close(ours, exact.float(), rtol=1e-5, atol=1e-5)
+
+
 def test_no_images_leave_the_statistics():
     module = InstanceNormPurifier(16)
     pooled, maps = module(torch.zeros(0, 16, 4, 2), return_maps=True)
@@ -86,8 +127,9 @@ def test_no_images_leave_the_statistics():
     assert module.norm.num_batches_tracked == 0
 
 
-def test_compiles_as_one_graph():
-    module, x = InstanceNormPurifier(16), torch.rand(3, 16, 4, 2)
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_as_one_graph(training):
+    module, x = InstanceNormPurifier(16).train(training), torch.rand(3, 16, 4, 2)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     for ours, plain in zip(compiled(x), module(x), strict=True):
         assert_close(ours, plain)

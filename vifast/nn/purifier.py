@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from vifast import _checks
-from vifast.kernels.purifier import instance_stats, purifier
+from vifast.kernels.gate_hidden import gate_hidden
+from vifast.kernels.purifier import instance_stats, normalized, purifier, spread
 
 
 class Purified(NamedTuple):
@@ -47,8 +49,8 @@ class InstanceNormPurifier(nn.Module):
     Shapes: ``x [B, C, H, W]``, contiguous or channels-last, to :class:`Purified`, vectors ``[B, C]`` in float32
     (float64 for float64); with ``return_maps=True`` a pair, the same and a :class:`Purified` of maps.
 
-    Memory: u and the two masks before their sigmoid, kept for the backward. Nothing else has the size of a map unless
-    maps are asked for.
+    Memory: the two masks before their sigmoid, kept for the backward with x. Nothing else has the size of a map, not
+    even u, unless maps are asked for.
 
     Raises:
         TypeError, ValueError: ``reduction`` not an integer >= 1 that divides ``channels``; a map that is not
@@ -78,20 +80,43 @@ class InstanceNormPurifier(nn.Module):
             raise ValueError(f"x: expected {norm.num_features} channels, got shape {list(x.shape)}")
         if norm.training and x.size(2) * x.size(3) == 1:
             raise ValueError(f"x: expected more than one position in training mode, got shape {list(x.shape)}")
-        u = norm(x) if len(x) else x
-        gates = self.gate_normed(u), self.gate_raw(x)
-        if norm.training:
+        acc, instance = torch.promote_types(x.dtype, torch.float32), norm.training
+        if instance:
             mean, var = instance_stats(x.detach())
+            if len(x):
+                self._track(mean, var, x.size(2) * x.size(3))
         else:
-            acc = torch.promote_types(x.dtype, torch.float32)
-            mean, var = (s.to(acc).expand(x.shape[:2]) for s in (norm.running_mean, norm.running_var))
-        rstd = (var + norm.eps).rsqrt()
-        affine = norm.weight.to(mean.dtype), norm.bias.to(mean.dtype)
-        pooled = Purified(*purifier(x, *gates, mean, rstd, *affine, norm.training).unbind(0))
+            mean, var = norm.running_mean.to(acc), norm.running_var.to(acc)
+        rows = mean, (var + norm.eps).rsqrt(), norm.weight.to(acc), norm.bias.to(acc)
+        hidden = self._hidden(x, *rows)
+        gates = [gate[2](gate[1](h)) for gate, h in zip((self.gate_normed, self.gate_raw), hidden, strict=True)]
+        rows = rows[0].expand(x.shape[:2]), rows[1].expand(x.shape[:2]), *rows[2:]
+        pooled = Purified(*purifier(x, *gates, *rows, instance).unbind(0))
         if not return_maps:
             return pooled
+        u = normalized(x.to(acc), *rows, instance).to(x.dtype)
         mask_u, mask_x = (gate.sigmoid() for gate in gates)
         return pooled, Purified(mask_u * mask_x * (x + u), x, mask_x * x, u, mask_u * u)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, positions: int) -> None:
+        """Running statistics move towards the images' mean of their own, the variance's without its bias."""
+        norm = self.norm
+        for running, now in ((norm.running_mean, mean), (norm.running_var, var * (positions / (positions - 1)))):
+            running.lerp_(now.mean(0).to(running.dtype), norm.momentum)
+
+    def _hidden(self, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """A_1 u and E_1 x."""
+        conv_u, conv_x = (gate[0].weight for gate in (self.gate_normed, self.gate_raw))
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            conv_u, conv_x = conv_u.to(dtype), conv_x.to(dtype)
+        if self.norm.training:
+            return gate_hidden(x, conv_u, conv_x, mean, rstd, weight, bias)
+        # The statistics of all images fold into the weights; the constant follows from them as they were rounded.
+        folded = (conv_u * spread(rstd * weight)).to(conv_u.dtype)
+        constant = (conv_u * spread(bias) - folded * spread(mean)).sum((1, 2, 3)).to(conv_u.dtype)
+        return conv2d(x, folded, constant), conv2d(x, conv_x)
 
     def extra_repr(self) -> str:
         hidden = self.gate_raw[0].out_channels
