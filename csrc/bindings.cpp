@@ -37,4 +37,5 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_ranking(m);
   vifast::bind_topk(m);
   vifast::bind_rerank(m);
+  vifast::bind_resize(m);
 }

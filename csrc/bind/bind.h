@@ -24,5 +24,6 @@ void bind_rank_shard(pybind11::module_& m);
 void bind_ranking(pybind11::module_& m);
 void bind_topk(pybind11::module_& m);
 void bind_rerank(pybind11::module_& m);
+void bind_resize(pybind11::module_& m);
 
 }  // namespace vifast
