@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,3 +78,26 @@ def test_wrong_input_is_one_line_and_status_2(vifast, llcm_root, tmp_path, monke
         assert (status, output) == (2, "")
         assert error.startswith(f"vifast: {message}")
         assert error.count("\n") == 1
+
+
+def test_cache_decodes_for_training_and_tests(vifast, tmp_path):
+    root = synthetic.write("llcm", tmp_path / "llcm", num_ids=8, size=(32, 16), images_per_camera=1)
+    small = ("dataset.height=32", "dataset.width=16")
+    status, output, error = vifast("data", "cache", root, *small)
+    assert (status, error) == (0, "")
+    lines = output.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["train", "query", "gallery"]
+    files = [Path(line.rpartition(" ")[2]) for line in lines]
+    assert {file.parent for file in files} == {root / ".vifast-cache"}
+    times = [file.stat().st_mtime_ns for file in files]
+    assert vifast("data", "cache", root, *small, "--verify")[1] == output
+    assert [file.stat().st_mtime_ns for file in files] == times
+    files[0].write_bytes(files[0].read_bytes()[:-1])
+    status, output, error = vifast("data", "cache", root, *small)
+    assert (status, output) == (2, "")
+    assert error.startswith(f"vifast: {files[0]}: damaged or truncated")
+    elsewhere = f"dataset.cache_folder={tmp_path / 'kept'}"
+    assert vifast("data", "cache", root, *small, elsewhere, "--config", "agw-llcm")[0] == 0
+    assert len(list((tmp_path / "kept").glob("*.images"))) == 3
+    assert vifast("data", "cache", root, *small, "--rebuild")[0] == 0
+    assert vifast("data", "check", root)[0] == 0

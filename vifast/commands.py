@@ -83,7 +83,8 @@ def train(
     from vifast.train.config import load_config
     from vifast.train.loop import Trainer
 
-    trainer = Trainer(load_config(config, overrides or []), out, resume=resume)
+    with commands_data.bar():
+        trainer = Trainer(load_config(config, overrides or []), out, resume=resume)
     try:
         trainer.fit()
     except KeyboardInterrupt:

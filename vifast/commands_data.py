@@ -1,20 +1,30 @@
-"""The commands about datasets on disk: ``data check`` and ``data show``. ``vifast.commands`` registers them."""
+"""The commands about datasets on disk: ``data check``, ``show`` and ``cache``. ``vifast.commands`` registers them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
+
+import vifast
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Look at a dataset on disk.")
 _console = Console()
 
 LISTED = 20  # lines of damage without --all
 Root = Annotated[Path, typer.Argument(help="Folder of SYSU-MM01, RegDB, LLCM or HITSZ-VCM.")]
+
+
+def bar(what: str = ""):
+    """Context manager that shows how far what it holds is, in a terminal."""
+    options = {"console": _console, "transient": True, "disable": not _console.is_interactive}
+    return vifast.use_progress(lambda work, name: track(work, f"{name} {what}", **options))
 
 
 @app.command()
@@ -72,3 +82,33 @@ def show(
             samples, names = joined(dataset.query, dataset.gallery), None
         contact_sheet.write(samples, out, num_ids=ids, per_camera=per_camera, names=names)
     _console.print(f"wrote {dataset.name}, {split}, to [bold]{escape(str(out))}[/bold]", highlight=False)
+
+
+@app.command()
+def cache(
+    root: Root,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example dataset.height=256.")
+    ] = None,
+    *,
+    config: Annotated[str | None, typer.Option(help="Preset or YAML file; by default AGW's of the dataset.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Decode everything again.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all that is kept, and look for damage.")] = False,
+) -> None:
+    """Decode a dataset once, for all training runs and evaluations with dataset.cache=disk."""
+    from vifast.data.layouts import recognise
+    from vifast.train.config import load_config
+    from vifast.train.datasets import image_cache, open_dataset
+
+    given = [f"data={json.dumps(str(root))}", "dataset.cache=disk", *(overrides or [])]
+    settings = load_config(config or f"agw-{recognise(root)}", given)
+    dataset = open_dataset(settings)
+    for split in ("train", "query", "gallery"):
+        with bar(split):
+            found = image_cache(getattr(dataset, split), settings, rebuild=rebuild)
+            if verify:
+                found.verify()
+        megabytes = f"{found.path.stat().st_size / 1e6:,.1f} MB"
+        _console.print(
+            f"{split}: {len(found):,} images, {megabytes}, {escape(str(found.path))}", highlight=False, soft_wrap=True
+        )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vifast.data import Augment, CrossModalSampler, make_loader, sysu
+from vifast.data import Augment, CrossModalSampler, make_loader, open_cache, sysu
 from vifast.data.augmentation import Exchange
 from vifast.data.loader import read_image
 
@@ -46,7 +46,7 @@ def test_the_same_for_any_number_of_workers_with_and_without_cache(train):
     expected = batches(train, epoch=3)
     assert equal(batches(train, epoch=3, num_workers=1), expected)
     assert equal(batches(train, epoch=3, num_workers=2), expected)
-    assert equal(batches(train, epoch=3, cache=True), expected)
+    assert equal(batches(train, epoch=3, cache=open_cache(train, size=SIZE)), expected)
 
 
 def test_epochs_and_seeds_differ(train):
@@ -115,12 +115,22 @@ def test_a_truncated_image_is_named_through_workers(sysu_copy):
     with pytest.raises(ValueError, match=re.escape(str(train.paths[4]))):
         list(make_loader(train, size=SIZE, num_workers=1))
     with pytest.raises(ValueError, match=re.escape(str(train.paths[4]))):
-        make_loader(train, size=SIZE, cache=True)
+        open_cache(train, size=SIZE)
 
 
 def test_a_missing_image_is_named(train, tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "none.jpg"))):
         read_image(tmp_path / "none.jpg", SIZE)
+
+
+def test_the_cache_of_other_images_is_an_error(train):
+    cache = open_cache(train.select(np.arange(5)), size=SIZE)
+    with pytest.raises(
+        ValueError, match=re.escape("cache: expected 5 images at (16, 32) as in samples, got 5 at (32,")
+    ):
+        make_loader(train.select(np.arange(5)), size=SIZE[::-1], cache=cache)
+    with pytest.raises(ValueError, match="cache: expected 132 images at"):
+        make_loader(train, size=SIZE, cache=cache)
 
 
 def test_no_samples_is_an_error(train):

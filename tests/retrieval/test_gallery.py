@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from vifast import _files
 from vifast.retrieval import Gallery, evaluate, gallery_file, search
 
 HERE = Path(__file__).parent  # not the root, whose bare package would hide an installed one
@@ -114,7 +115,7 @@ def test_writers_wait_for_each_other(file, rows):
         "import sys, torch; from vifast.retrieval import Gallery; print('ready', flush=True)\n"
         "Gallery(torch.ones(1, 3)).save(sys.argv[1]); print('saved')"
     )
-    with gallery_file.writing(file):
+    with _files.writing(file):
         other = subprocess.Popen([sys.executable, "-c", program, file], cwd=HERE, stdout=subprocess.PIPE)
         assert other.stdout.readline() == b"ready\n"
         with pytest.raises(subprocess.TimeoutExpired):
@@ -282,7 +283,7 @@ CALLS = ("open", "write", "lseek", "fsync", "close", "replace", "unlink")
 
 
 class FaultyOs:
-    """The ``os`` of ``gallery_file`` with call number ``at`` failing, or killing the process, half way through."""
+    """The ``os`` of a module with call number ``at`` failing, or killing the process, half way through."""
 
     def __init__(self, at, kill, short=False):
         self.at, self.kill, self.short, self.calls = at, kill, short, []
@@ -339,7 +340,8 @@ def test_a_fault_at_any_call_leaves_the_old_gallery_or_the_new(tmp_path, rows, m
     old = file.read_bytes()
     counted = FaultyOs(None, False)
     with monkeypatch.context() as patch:
-        patch.setattr(gallery_file, "os", counted)
+        for module in (gallery_file, _files):
+            patch.setattr(module, "os", counted)
         change(file, operation, rows)
     new = file.read_bytes()
     assert new != old
@@ -349,7 +351,9 @@ def test_a_fault_at_any_call_leaves_the_old_gallery_or_the_new(tmp_path, rows, m
     for at, name in enumerate(counted.calls):
         file.write_bytes(old)
         with monkeypatch.context() as patch:
-            patch.setattr(gallery_file, "os", FaultyOs(at, kill))
+            faulty = FaultyOs(at, kill)
+            for module in (gallery_file, _files):
+                patch.setattr(module, "os", faulty)
             if kill:
                 assert in_a_child(lambda: change(file, operation, rows))
             else:
@@ -365,7 +369,8 @@ def test_a_fault_at_any_call_leaves_the_old_gallery_or_the_new(tmp_path, rows, m
 
 
 def test_writes_that_stop_early_are_continued(tmp_path, rows, monkeypatch):
-    monkeypatch.setattr(gallery_file, "os", FaultyOs(None, False, short=True))
+    for module in (gallery_file, _files):
+        monkeypatch.setattr(module, "os", FaultyOs(None, False, short=True))
     same(Gallery(*rows).save(tmp_path / "g.safetensors"), *rows)
     Gallery.open(tmp_path / "g.safetensors", verify=True)
 

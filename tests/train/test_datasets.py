@@ -5,8 +5,9 @@ import re
 import pytest
 
 from vifast.data import CrossModalSampler, IdklSampler, ReplacementSampler, synthetic
-from vifast.train.config import load_config
+from vifast.train.config import dump_config, load_config
 from vifast.train.datasets import open_dataset, train_loader
+from vifast.train.log import read_metrics
 from vifast.train.loop import Trainer
 
 TINY = [
@@ -80,3 +81,26 @@ def test_the_sampler_is_chosen_and_divided(sysu_root, name, kind):
     assert (sampler.rank, sampler.world_size, sampler.seed, sampler.num_ids, len(loader)) == (1, 2, 3, 2, 2)
     with pytest.raises(ValueError, match="num_ids: expected a multiple of world_size 3, got 2"):
         train_loader(open_dataset(config), config, world_size=3)
+
+
+def test_a_cache_changes_no_number(sysu_root, tiny_overrides, tmp_path, monkeypatch):
+    def run(name, *overrides):
+        config = load_config("agw-sysu", [*tiny_overrides, "dataset.augment.flip=0.5", "epochs=2", *overrides])
+        scores = Trainer(config, tmp_path / name, quiet=True).fit().scores
+        losses = [record.get("loss") for record in read_metrics(tmp_path / name)]
+        return losses, scores.to_json()
+
+    plain = run("plain")
+    assert run("memory", "dataset.cache=memory") == plain
+    on_disk = ["dataset.cache=disk", f"dataset.cache_folder={tmp_path / 'kept'}"]
+    assert run("first", *on_disk) == plain
+    monkeypatch.setattr("vifast.data.cache.read_image", None)  # nothing is left to decode
+    assert run("second", *on_disk) == plain
+    assert len(list((tmp_path / "kept").glob("*.images"))) == 3
+
+
+@pytest.mark.parametrize(("value", "name"), [("true", "memory"), ("false", "none"), ("none", "none"), ("disk", "disk")])
+def test_the_cache_is_a_choice_once_a_flag(value, name):
+    config = load_config("agw-sysu", [f"dataset.cache={value}"])
+    assert config.dataset.cache == name
+    assert f"cache: {name}\n" in dump_config(config)

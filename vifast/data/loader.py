@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 from vifast.data.augmentation import Augment
 from vifast.data.records import Samples
 from vifast.functional import AugmentParams, augment
+
+if TYPE_CHECKING:
+    from vifast.data.cache import ImageCache
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises for broken files
 
@@ -33,8 +37,8 @@ def open_image(path: str | os.PathLike):
         raise ValueError(f"{path}: cannot be decoded ({error})") from error
 
 
-def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
-    """Decode an image to RGB and resize it (bilinear) to `size` = (height, width): uint8 `[H, W, 3]`.
+def read_image(path: str | os.PathLike, size: tuple[int, int], resample: str = "bilinear") -> np.ndarray:
+    """Decode an image to RGB and resize it (`"bilinear"`, `"lanczos"`) to `size` = (height, width): uint8 `[H, W, 3]`.
 
     Raises:
         ValueError: the file cannot be decoded to its end; the message has its path.
@@ -43,7 +47,7 @@ def read_image(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     from PIL import Image
 
     image = open_image(path)
-    return np.array(image if image.size == size[::-1] else image.resize(size[::-1], Image.Resampling.BILINEAR))
+    return np.array(image if image.size == size[::-1] else image.resize(size[::-1], Image.Resampling[resample.upper()]))
 
 
 class ImageDataset(Dataset):
@@ -53,16 +57,15 @@ class ImageDataset(Dataset):
     any order of items, batch and number of workers.
     """
 
-    def __init__(self, samples: Samples, *, size: tuple[int, int], augment: Augment | None, cache: bool, seed: int):
-        self.samples, self.size, self.augment, self.seed = samples, size, augment, seed
-        self._images = np.stack([read_image(path, size) for path in samples.paths]) if cache else None
+    def __init__(self, samples: Samples, *, size: tuple[int, int], augment: Augment | None, cache, seed: int):
+        self.samples, self.size, self.augment, self.cache, self.seed = samples, size, augment, cache, seed
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | int]:
         epoch, index = key
-        image = self._images[index] if self._images is not None else read_image(self.samples.paths[index], self.size)
+        image = read_image(self.samples.paths[index], self.size) if self.cache is None else self.cache.read([index])[0]
         modality = int(self.samples.modality[index])
         if self.augment is None:
             params = AugmentParams.identity(1)
@@ -114,7 +117,7 @@ def make_loader(
     batch_sampler: Iterable[list[int]] | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
-    cache: bool = False,
+    cache: "ImageCache | None" = None,
     seed: int = 0,
 ) -> DataLoader:
     """A DataLoader over `samples`; the same seed gives the same batches for any number of workers.
@@ -130,7 +133,7 @@ def make_loader(
             once.
         batch_size: images of a batch without a `batch_sampler`.
         num_workers: processes that decode; 0 decodes in the caller.
-        cache: decode everything once, now, and keep it as uint8 in memory (H * W * 3 bytes an image).
+        cache: the images of `samples` at `size`, see `vifast.data.open_cache`: nothing is decoded.
         seed: key of the augmentation's random numbers.
 
     Returns:
@@ -150,6 +153,9 @@ def make_loader(
         raise ValueError("samples: expected at least one image, got none")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: expected (height, width) in pixels, got {size!r}")
+    if cache is not None and (len(cache), *cache.size) != (len(samples), *size):
+        found = f"{len(cache)} at {cache.size}"
+        raise ValueError(f"cache: expected {len(samples)} images at {tuple(size)} as in samples, got {found}")
     if batch_sampler is None:
         batch_sampler = BatchSampler(SequentialSampler(range(len(samples))), batch_size, drop_last=False)
     dataset = ImageDataset(samples, size=tuple(size), augment=augment, cache=cache, seed=seed)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
+from vifast._files import writing
 from vifast.retrieval import gallery_file
 from vifast.retrieval._arguments import as_tensor, check_finite, codes_of
 from vifast.retrieval.metrics import evaluate
@@ -135,7 +136,7 @@ class Gallery:
         path = Path(path)
         if path.suffix != ".safetensors":
             raise ValueError(f"path: expected a .safetensors file, got {path}")
-        with gallery_file.writing(path):
+        with writing(path):
             self._write(path, [[self.features], [self.ids], [self.cams]], len(self))
         return Gallery.open(path)
 
@@ -201,7 +202,7 @@ class Gallery:
     def _replace(self, pieces, count: int) -> None:
         if self._mapped is None or self.path.suffix != ".safetensors":
             raise ValueError(f"{self.path or 'gallery'}: expected a .safetensors gallery, save() it as one first")
-        with gallery_file.writing(self.path):
+        with writing(self.path):
             if gallery_file.read(self.path).stamp != self._mapped.stamp:
                 raise ValueError(f"{self.path}: replaced by another process since it was opened, open it again")
             self._write(self.path, pieces, count)

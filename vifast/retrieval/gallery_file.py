@@ -6,13 +6,11 @@ of every byte of the file with zeros in the place of both sums, which ``verify``
 with zeros in its own place, which every opening checks.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vifast._files import durable
 from vifast.retrieval._arguments import as_tensor
 
 CHUNK = 4 * 2**20  # bytes written or hashed at a time
@@ -152,43 +151,13 @@ def verify(mapped: Mapped) -> None:
         raise ValueError(f"{mapped.path}: damaged, its bytes do not match its checksum")
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Holds the only right to replace ``path``; who asks meanwhile waits. Clears away what killed processes left."""
-    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in path.parent.glob(f".{path.name}.*.part"):
-            os.unlink(left)
-        yield
-    finally:
-        os.close(lock)
-
-
 def write(path: Path, layout: Sequence[tuple[str, torch.dtype, list[int]]], parts: Iterable[Iterable[Tensor]]) -> None:
     """Replaces ``path`` (under :func:`writing`) by a safetensors file of the tensors in ``layout``.
 
-    ``parts`` gives the rows of each tensor in pieces, which are written as they come. The file grows under another
-    name, reaches the disk, and only then takes the name: until that one rename the old file is what is there.
+    ``parts`` gives the rows of each tensor in pieces, which are written as they come.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            _write_tensors(file, layout, parts)
-            os.fsync(file)
-        finally:
-            os.close(file)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
+    with durable(path) as file:
+        _write_tensors(file, layout, parts)
 
 
 def _write_tensors(file: int, layout, parts) -> None:

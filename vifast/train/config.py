@@ -7,10 +7,10 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vifast import systems
 from vifast.data import Augment
@@ -26,15 +26,22 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _named_cache(value: Any) -> Any:
+    """True and False are how files of before say ``memory`` and ``none``."""
+    return {True: "memory", False: "none"}[value] if isinstance(value, bool) else value
+
+
 class DatasetConfig(Section):
     """Which dataset and protocol, and how images become batches.
 
     ``mode`` and ``shots`` are SYSU-MM01's, ``draw`` its and LLCM's, ``split`` RegDB's, ``direction`` all others',
     ``frames`` and ``min_frames`` HITSZ-VCM's; None takes the reader's own default: see the readers. A batch has
     ``num_ids`` identities with ``num_instances`` images in each modality, over all processes of the run. ``sampler``
-    chooses them, see `vifast.data.samplers`, also for ``short``, which is ``idkl``'s. ``cache`` keeps all decoded
-    training images in memory. ``on_damage`` stops at what is wrong on disk, or logs it and leaves it out; with
-    ``decode`` that includes images that do not decode to their end (about a millisecond an image, before training).
+    chooses them, see `vifast.data.samplers`, also for ``short``, which is ``idkl``'s. ``cache`` keeps decoded images:
+    those of training in ``memory``, or all on ``disk`` for this run and others, in ``cache_folder``, by default
+    ``.vifast-cache`` in the dataset's folder. ``on_damage`` stops at what is wrong on disk, or logs it and leaves it
+    out; with ``decode`` that includes images that do not decode to their end (about a millisecond an image, before
+    training).
     """
 
     name: Literal["sysu", "regdb", "llcm", "vcm"] = "sysu"
@@ -55,7 +62,8 @@ class DatasetConfig(Section):
     short: Literal["error", "skip", "repeat"] = "error"
     augment: Augment = Augment()
     workers: int = Field(0, ge=0)
-    cache: bool = False
+    cache: Annotated[Literal["none", "memory", "disk"], BeforeValidator(_named_cache)] = "none"
+    cache_folder: Path | None = None
 
 
 class OptimizerConfig(Section):

@@ -2,7 +2,16 @@
 
 from torch.utils.data import DataLoader
 
-from vifast.data import CrossModalSampler, Dataset, IdklSampler, ReplacementSampler, Samples, make_loader
+from vifast.data import (
+    CrossModalSampler,
+    Dataset,
+    IdklSampler,
+    ImageCache,
+    ReplacementSampler,
+    Samples,
+    make_loader,
+    open_cache,
+)
 from vifast.data.layouts import READERS
 from vifast.train.config import ConfigError, TrainConfig
 
@@ -50,7 +59,7 @@ def train_loader(dataset: Dataset, config: TrainConfig, *, rank: int = 0, world_
         augment=options.augment,
         batch_sampler=sampler,
         num_workers=options.workers,
-        cache=options.cache,
+        cache=image_cache(dataset.train, config) if options.cache != "none" else None,
         seed=config.seed,
     )
 
@@ -58,4 +67,16 @@ def train_loader(dataset: Dataset, config: TrainConfig, *, rank: int = 0, world_
 def eval_loader(samples: Samples, config: TrainConfig) -> DataLoader:
     """All samples in order, resized and normalised only."""
     options = config.dataset
-    return make_loader(samples, size=(options.height, options.width), num_workers=options.workers)
+    return make_loader(
+        samples,
+        size=(options.height, options.width),
+        num_workers=options.workers,
+        cache=image_cache(samples, config) if options.cache == "disk" else None,
+    )
+
+
+def image_cache(samples: Samples, config: TrainConfig, *, rebuild: bool = False) -> ImageCache:
+    """The decoded images of `samples`, in memory or, with ``dataset.cache=disk``, in the run's cache folder."""
+    options = config.dataset
+    folder = None if options.cache != "disk" else options.cache_folder or config.data / ".vifast-cache"
+    return open_cache(samples, size=(options.height, options.width), folder=folder, rebuild=rebuild)
