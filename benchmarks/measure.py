@@ -10,9 +10,11 @@ import torch
 def interleaved(providers, rounds, seconds):
     """Times every provider once a round, so that a slow moment of the machine hits all alike; {name: sorted seconds}.
 
-    Stops after ``rounds`` rounds, or when ``seconds`` are spent after at least one.
+    Stops after ``rounds`` rounds, or when ``seconds`` are spent after at least one. What a provider must ``prepare``
+    is not timed.
     """
     for run in providers.values():
+        prepare(run)
         run()
     times = {name: [] for name in providers}
     start = time.perf_counter()
@@ -20,6 +22,7 @@ def interleaved(providers, rounds, seconds):
         if done >= 1 and time.perf_counter() - start > seconds:
             break
         for name, run in providers.items():
+            prepare(run)
             _synchronize()
             begin = time.perf_counter()
             run()
@@ -28,12 +31,17 @@ def interleaved(providers, rounds, seconds):
     return {name: sorted(values) for name, values in times.items()}
 
 
+def prepare(run):
+    getattr(run, "prepare", lambda: None)()
+
+
 def quantile(values, share):
     return values[min(int(share * len(values)), len(values) - 1)]
 
 
 def peak_mib(run):
     """Most memory above the start while ``run``, warm, runs: device memory on a GPU, resident pages otherwise."""
+    prepare(run)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

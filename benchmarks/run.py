@@ -1,8 +1,8 @@
 """Runs the benchmarks and records them: ``python benchmarks/run.py [--smoke] [--only OP ...] [--out FILE]``.
 
-Each line of the record is one provider at one size: percentiles of its time, the ratio to the floor and to vifast in
-the same process, peak memory, and the machine, versions and commit it came from. Nothing is recorded for losses whose
-check against the float64 definition fails in this run.
+Each line of the record is one pass (both, forward, backward) of one provider at one size: percentiles of its time, the
+ratio to the floor and to vifast in the same process, peak memory, and the machine, versions and commit it came from.
+Nothing is recorded for losses whose check against the float64 definition fails in this run.
 """
 
 import argparse
@@ -78,23 +78,26 @@ def check_losses(device):
 
 
 def run_case(case, size, smoke, device):
-    providers = case.build(*size, device=device)
-    times = interleaved(providers, rounds=2 if smoke else 41, seconds=6)
-    floor, ours = (quantile(times[name], 0.5) for name in ("floor", "vifast"))
-    for name, values in times.items():
-        median = quantile(values, 0.5)
-        yield {
-            "op": case.op,
-            "size": list(size),
-            "provider": name,
-            "ms_p20": 1e3 * quantile(values, 0.2),
-            "ms_p50": 1e3 * median,
-            "ms_p80": 1e3 * quantile(values, 0.8),
-            "rounds": len(values),
-            "to_floor": median / floor,
-            "to_vifast": median / ours,
-            "peak_mib": None if name == "floor" or smoke else peak_mib(providers[name]),
-        }
+    passes = case.passes(*size, device=device)
+    for part, providers in passes.items():
+        main = part == next(iter(passes))
+        times = interleaved(providers, rounds=2 if smoke else 41 if main else 15, seconds=6 if main else 2)
+        floor, ours = (quantile(times[name], 0.5) for name in ("floor", "vifast"))
+        for name, values in times.items():
+            median = quantile(values, 0.5)
+            yield {
+                "op": case.op,
+                "size": list(size),
+                "pass": part,
+                "provider": name,
+                "ms_p20": 1e3 * quantile(values, 0.2),
+                "ms_p50": 1e3 * median,
+                "ms_p80": 1e3 * quantile(values, 0.8),
+                "rounds": len(values),
+                "to_floor": median / floor,
+                "to_vifast": median / ours,
+                "peak_mib": None if name == "floor" or smoke else peak_mib(providers[name]),
+            }
 
 
 def main():
@@ -119,8 +122,9 @@ def main():
             for row in rows:
                 memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:9.1f} MiB"
                 print(
-                    f"{row['op']:22} {'x'.join(map(str, size)):>20} {row['provider']:13} {row['ms_p50']:10.3f} ms"
-                    f" {row['to_floor']:7.2f} x floor {row['to_vifast']:7.2f} x vifast {memory}",
+                    f"{row['op']:22} {'x'.join(map(str, size)):>20} {row['pass']:8} {row['provider']:12}"
+                    f" {row['ms_p50']:10.3f} ms {row['to_floor']:6.2f} x floor {row['to_vifast']:6.2f} x vifast",
+                    memory,
                     flush=True,
                 )
             if not args.smoke:

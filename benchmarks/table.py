@@ -1,60 +1,96 @@
-"""Writes recorded measurements into the pages: ``python benchmarks/table.py [--check] FILE.md ...``.
+"""Writes recorded measurements where they are told: ``python benchmarks/table.py [--check] [FILE ...]``.
 
-A page asks for a table with a pair of comments, and what stands between them is replaced:
+- A page asks for a table with a pair of comments, and what stands between them is replaced:
 
-    <!-- measured amd-epyc-x2: triplet_loss pairwise_distance -->
-    <!-- /measured -->
+      <!-- measured amd-epyc-x2: triplet_loss pairwise_distance -->
+      <!-- /measured -->
 
-``--check`` changes nothing and fails where a page differs from the record. So no number is copied by hand.
+- The last two cells of the README's ops and the "Measured" of the kernels' docstrings come from ``claims.py``.
+
+Without files, all of them. ``--check`` changes nothing and fails where one differs from the record. So no number is
+copied by hand.
 """
 
 import argparse
+import functools
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+import claims
+
+ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- measured (\S+): ([\w ]+) -->\n).*?(<!-- /measured -->)", re.DOTALL)
+NUMBER = re.compile(r"{(?:([a-z_]+) )?([\dx]+) (?:(both|forward|backward)\.)?(\w+)}")
 OWN = ("floor", "vifast", "definition")
 
 
-def table(device, ops):
-    """Markdown: time, ratio to the floor, and how many times as long every rival takes, by op and size."""
-    rows = [json.loads(line) for line in (RESULTS / f"{device}.jsonl").read_text().splitlines()]
+@functools.cache
+def record(device):
+    """{(op, size): {pass: {provider: row}}}"""
     cases = {}
-    for row in rows:
-        if row["op"] in ops:
-            cases.setdefault((row["op"], tuple(row["size"])), {})[row["provider"]] = row
-    missing = set(ops) - {op for op, _ in cases}
+    for line in (ROOT / f"benchmarks/results/{device}.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        passes = cases.setdefault((row["op"], tuple(row["size"])), {})
+        passes.setdefault(row["pass"], {})[row["provider"]] = row
+    return cases
+
+
+def whole(passes):
+    """Forward and backward together, where there are both."""
+    return passes.get("both") or passes["forward"]
+
+
+def table(device, ops):
+    """Markdown: time and ratio to the floor, of both passes and of each, memory, and how many times as long every rival
+    takes, by op and size."""
+    cases = {op: sorted((size, passes) for (name, size), passes in record(device).items() if name == op) for op in ops}
+    missing = [op for op in ops if not cases[op]]
     if missing:
-        raise SystemExit(f"{device}: no record of {', '.join(sorted(missing))}")
-    rivals = list(dict.fromkeys(name for case in cases.values() for name in case if name not in OWN))
-    used = [row for case in cases.values() for row in case.values()]
-    lines = [
-        f"{used[0]['device']}, {used[0]['threads']} threads, torch {used[0]['torch']}, commit "
-        f"{', '.join(sorted({row['commit'] for row in used}))}; medians of interleaved runs.",
+        raise SystemExit(f"{device}: no record of {', '.join(missing)}")
+    every = [passes for op in ops for _, passes in cases[op]]
+    rivals = list(dict.fromkeys(name for passes in every for name in whole(passes) if name not in OWN))
+    used = [row for passes in every for case in passes.values() for row in case.values()]
+    parted = any("backward" in passes for passes in every)
+    head = [
         "",
-        f"| | size | ms | / floor | MiB | {' | '.join(f'{name} / vifast' for name in rivals)} |",
-        f"|---|---|--:|--:|--:|{'--:|' * len(rivals)}",
+        "size",
+        "ms",
+        "forward + backward",
+        "/ floor",
+        "of each",
+        "MiB",
+        *(f"{name} / vifast" for name in rivals),
     ]
-    last = None
+    lines = []
     for op in ops:
-        for (name, size), case in sorted(cases.items()):
-            if name != op:
-                continue
+        for size, passes in cases[op]:
+            case = whole(passes)
             ours = case["vifast"]
-            cells = [
-                f"`{op}`" if op != last else "",
-                " x ".join(map(str, size)),
-                number(ours["ms_p50"]),
-                number(ours["to_floor"]),
-                number(ours["peak_mib"]),
-                *(number(case[rival]["to_vifast"] if rival in case else None) for rival in rivals),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-            last = op
-    return "\n".join(lines) + "\n"
+            both = [passes[part]["vifast"] for part in ("forward", "backward")] if "backward" in passes else []
+            lines.append(
+                [
+                    f"`{op}`" if size == cases[op][0][0] else "",
+                    " x ".join(map(str, size)),
+                    number(ours["ms_p50"]),
+                    " + ".join(number(row["ms_p50"]) for row in both),
+                    number(ours["to_floor"]),
+                    ", ".join(number(row["to_floor"]) for row in both),
+                    number(ours["peak_mib"]),
+                    *(number(case[rival]["to_vifast"]) if rival in case else "" for rival in rivals),
+                ]
+            )
+    rows = [row if parted else row[:3] + row[4:5] + row[6:] for row in (head, *lines)]
+    source = (
+        f"{used[0]['device']}, {used[0]['threads']} threads, torch {used[0]['torch']}, commit "
+        f"{', '.join(sorted({row['commit'] for row in used}))}; medians of interleaved runs."
+    )
+    head, *lines = (f"| {' | '.join(row)} |" for row in rows)
+    return (
+        "\n".join([source, "", head.replace("|  |", "| |"), f"|---|---|{'--:|' * (len(rows[0]) - 2)}", *lines]) + "\n"
+    )
 
 
 def number(value):
@@ -64,24 +100,62 @@ def number(value):
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
-def filled(text):
+def told(op, text):
+    """A sentence of claims.py with its numbers, which are of ``op`` where they name none."""
+
+    def value(match):
+        other, size, part, what = match.groups()
+        passes = record(claims.DEVICE)[other or op, tuple(map(int, size.split("x")))]
+        case = passes[part] if part else whole(passes)
+        if what in ("floor", "ms"):
+            return number(case["vifast"][{"floor": "to_floor", "ms": "ms_p50"}[what]])
+        return number(case[what]["to_vifast"])
+
+    return NUMBER.sub(value, text)
+
+
+def with_cells(text):
+    """The README with the cells of its ops; an op that claims.py knows must have its row."""
+    lines = text.split("\n")
+    for begin, claim in claims.README.items():
+        [at] = [number for number, line in enumerate(lines) if line.startswith(f"| {begin} |")]
+        op = re.search(r"`(\w+)`", begin)[1]
+        cells = [f" {told(op, cell)} " if cell else " " for cell in claim]
+        lines[at] = "|".join([*lines[at].split("|")[:-3], *cells, ""])
+    return "\n".join(lines)
+
+
+def with_measured(text, claim):
+    """A kernel's file with what its docstring says after "Measured"."""
+    [found] = re.finditer(r"^(Measured +)\S.*\n(?: +\S.*\n)*", text, re.MULTILINE)
+    label = found[1]
+    filled = textwrap.fill(told(*claim), 120, initial_indent=label, subsequent_indent=" " * len(label))
+    return f"{text[: found.start()]}{filled}\n{text[found.end() :]}"
+
+
+def filled(file, text):
+    if file == ROOT / "README.md":
+        text = with_cells(text)
+    if file.parent == ROOT / "kernels":
+        return with_measured(text, claims.KERNELS[file.stem])
     return BLOCK.sub(lambda block: block[1] + table(block[2], block[3].split()) + block[4], text)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pages", nargs="+", type=Path)
-    parser.add_argument("--check", action="store_true", help="fail where a page differs from the record")
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--check", action="store_true", help="fail where a file differs from the record")
     options = parser.parse_args()
+    every = [*ROOT.glob("docs/**/*.md"), ROOT / "README.md", *(ROOT / f"kernels/{name}.py" for name in claims.KERNELS)]
     stale = []
-    for page in options.pages:
-        before = page.read_text()
-        after = filled(before)
+    for file in [file.resolve() for file in options.files] or every:
+        before = file.read_text()
+        after = filled(file, before)
         if after == before:
             continue
-        stale.append(str(page))
+        stale.append(str(file.relative_to(ROOT)))
         if not options.check:
-            page.write_text(after)
+            file.write_text(after)
     if options.check and stale:
         sys.exit(f"differ from the record, run benchmarks/table.py: {', '.join(stale)}")
 

@@ -8,6 +8,8 @@ import os
 import pytest
 import torch
 from cases import CASES, smoke_size
+from cases._case import PASSES
+from measure import prepare
 
 FULL = bool(os.environ.get("VIFAST_BENCH_FULL"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -20,8 +22,12 @@ PARAMETERS = [
 
 
 @pytest.mark.parametrize("provider", ["floor", "vifast"])
+@pytest.mark.parametrize("part", PASSES)
 @pytest.mark.parametrize(("case", "size"), PARAMETERS)
-def test_speed(benchmark, case, size, provider):
-    run = case.build(*size, device=DEVICE)[provider]
-    benchmark.group = f"{case.op} {size}"
-    benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+def test_speed(benchmark, case, size, part, provider):
+    passes = case.passes(*size, device=DEVICE)
+    if part not in passes:
+        pytest.skip("no gradient")
+    run = passes[part][provider]
+    benchmark.group = f"{case.op} {size} {part}"
+    benchmark.pedantic(run, setup=lambda: prepare(run), rounds=5, warmup_rounds=1)

@@ -1,7 +1,9 @@
 """Every benchmark, declared once: sizes, inputs, providers, and the work that is the floor.
 
-A case builds its inputs for one size and returns ``{provider: callable}``. The provider named ``floor`` is the product
-(or read) that no implementation can do without; all others are reported as a ratio to it and to ``vifast``.
+A case builds its inputs for one size and returns ``{provider: callable}``, of a differentiable op by pass: ``both``,
+``forward`` with what autograd keeps, and ``backward`` of a graph that is there. The provider named ``floor`` is the
+product (or read) that no implementation of the pass can do without; all others are reported as a ratio to it and to
+``vifast``.
 """
 
 from cases import batch, maps, pairs, retrieval, rows, systems

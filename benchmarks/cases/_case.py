@@ -5,13 +5,34 @@ import torch
 
 import vifast
 
+PASSES = ("both", "forward", "backward")
+
 
 @dataclass(frozen=True)
 class Case:
     op: str
     sizes: tuple[tuple[int, ...], ...]
-    build: Callable[..., dict[str, Callable[[], object]]]
+    build: Callable[..., dict]
     gpu: bool = True
+
+    def passes(self, *size, device="cpu"):
+        """{pass: {provider: callable}}; what has no gradient has its forward pass alone."""
+        built = self.build(*size, device=device)
+        return built if "both" in built else {"forward": built}
+
+
+class Backward:
+    """The backward pass of one graph, which ``prepare`` builds outside of the time."""
+
+    def __init__(self, forward, gradients):
+        self.forward, self.gradients, self.out = forward, gradients, None
+
+    def prepare(self):
+        self.out = self.forward()
+
+    def __call__(self):
+        out, self.out = self.out, None
+        return self.gradients(out)
 
 
 def random_rows(*shape, seed, device):
@@ -19,16 +40,73 @@ def random_rows(*shape, seed, device):
     return torch.randn(*shape, generator=generator).to(device)
 
 
-def loss_providers(ours, eager, leaves, floor):
-    """Steps of every provider; a step differentiates with respect to ``leaves``."""
+def defined(ours):
+    """``ours`` by its definition."""
+
+    def run(*args):
+        with vifast.use_reference():
+            return ours(*args)
+
+    return run
+
+
+def differentiable(functions, leaves, floors, cotangent=None):
+    """Every pass of every provider, differentiated with respect to ``leaves``; ``floors`` are of each of PASSES."""
     leaves = [leaf.requires_grad_() for leaf in leaves]
 
-    def definition():
-        with vifast.use_reference():
-            return ours()
+    def gradients(out):
+        return torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
 
-    def step(loss):
-        return lambda: torch.autograd.grad(loss(), leaves)
+    def both(function):
+        return lambda: gradients(function())
 
-    losses = {"vifast": ours, "definition": definition, "eager": eager, "compile": torch.compile(eager)}
-    return {"floor": floor} | {name: step(loss) for name, loss in losses.items()}
+    def backward(function):
+        return Backward(function, gradients)
+
+    ways = (both, lambda function: function, backward)
+    return {
+        name: {"floor": floor} | {provider: way(function) for provider, function in functions.items()}
+        for name, floor, way in zip(PASSES, floors, ways, strict=True)
+    }
+
+
+def loss_passes(ours, eager, leaves, floors):
+    """Passes of a loss in all its forms."""
+    losses = {"vifast": ours, "definition": defined(ours), "eager": eager, "compile": torch.compile(eager)}
+    return differentiable(losses, leaves, floors)
+
+
+def in_turn(*floors):
+    """The work of several floors."""
+
+    def run():
+        for floor in floors:
+            floor()
+
+    return run
+
+
+def product(a, b, times=1):
+    """``times`` times a @ b.T, without autograd."""
+    a, b = a.detach(), b.detach()
+    out = a.new_empty(len(a), len(b))
+
+    def run():
+        for _ in range(times):
+            torch.mm(a, b.T, out=out)
+
+    return run
+
+
+def copy(x):
+    """One read and one write."""
+    x = x.detach()
+    out = torch.empty_like(x)
+    return lambda: out.copy_(x)
+
+
+def sum_of(a, b):
+    """Two reads and one write."""
+    a, b = a.detach(), b.detach()
+    out = torch.empty_like(a)
+    return lambda: torch.add(a, b, out=out)

@@ -3,8 +3,7 @@
 import rivals
 import torch
 
-import vifast
-from cases._case import Case
+from cases._case import Case, copy, defined, differentiable, in_turn, product
 from vifast import functional
 
 
@@ -14,44 +13,28 @@ def _batch(n, d, device):
     return feat, torch.arange(n, device=device) // 8
 
 
-def _step(loss, feat, labels):
-    def run():
-        feat.grad = None
-        loss(feat, labels).backward()
+def _loss_case(ours, backward, rivals_of):
+    """The floor is one product forward and ``backward`` of them backward; of none, a read and a write of the rows."""
 
-    return run
-
-
-def _reference(loss):
-    def run(feat, labels):
-        with vifast.use_reference():
-            return loss(feat, labels)
-
-    return run
-
-
-def _loss_case(ours, dense, products, extra):
     def build(n, d, device="cpu"):
         feat, labels = _batch(n, d, device)
-        rows, out = feat.detach(), torch.empty(n, n, device=device)
-
-        def floor():
-            for _ in range(products):
-                torch.mm(rows, rows.T, out=out)
-
-        losses = {"vifast": ours, "definition": _reference(ours), "eager": dense, "compile": torch.compile(dense)}
-        losses["round_trip"] = rivals.round_trip
-        losses |= {name: make() for name, make in extra.items()}
-        return {"floor": floor} | {name: _step(loss, feat, labels) for name, loss in losses.items()}
+        floors = product(feat, feat), product(feat, feat, backward) if backward else copy(feat)
+        losses = {"vifast": ours} | {name: make() for name, make in rivals_of.items()}
+        functions = {name: lambda loss=loss: loss(feat, labels) for name, loss in losses.items()}
+        return differentiable(functions, [feat], (in_turn(*floors[: 1 + bool(backward)]), *floors))
 
     return build
 
 
+def _rivals_of(ours, dense, **more):
+    usual = {"definition": lambda: defined(ours), "eager": lambda: dense, "compile": lambda: torch.compile(dense)}
+    return usual | {"round_trip": lambda: rivals.round_trip} | more
+
+
 def _pairwise(n, d, device="cpu"):
     feat = _batch(n, d, device)[0].detach()
-    out = torch.empty(n, n, device=device)
     return {
-        "floor": lambda: torch.mm(feat, feat.T, out=out),
+        "floor": product(feat, feat),
         "vifast": lambda: functional.pairwise_distance(feat),
         "eager": lambda: rivals.distances(feat),
         "cdist": lambda: torch.cdist(feat, feat),
@@ -59,14 +42,18 @@ def _pairwise(n, d, device="cpu"):
 
 
 BATCHES = tuple((n, 2048) for n in (64, 128, 512, 2048, 8192))
-_TRIPLET_RIVALS = {"eager_gather": lambda: rivals.triplet_gather, "pml": rivals.triplet_pml}
+_TRIPLET = _rivals_of(
+    functional.triplet_loss,
+    rivals.triplet_dense,
+    eager_gather=lambda: rivals.triplet_gather,
+    pml=rivals.triplet_pml,
+)
+_WEIGHTED = _rivals_of(functional.weighted_triplet_loss, rivals.weighted_dense)
 
 CASES = (
-    Case("triplet_loss", BATCHES, _loss_case(functional.triplet_loss, rivals.triplet_dense, 1, _TRIPLET_RIVALS)),
-    Case(
-        "weighted_triplet_loss",
-        BATCHES,
-        _loss_case(functional.weighted_triplet_loss, rivals.weighted_dense, 3, {}),
-    ),
+    Case("triplet_loss", BATCHES, _loss_case(functional.triplet_loss, 0, _TRIPLET)),
+    # Small batches stay in the caches that the rivals empty: the loss and the product in turn, alone.
+    Case("triplet_loss_alone", BATCHES[:1], _loss_case(functional.triplet_loss, 0, {})),
+    Case("weighted_triplet_loss", BATCHES, _loss_case(functional.weighted_triplet_loss, 2, _WEIGHTED)),
     Case("pairwise_distance", BATCHES[1:], _pairwise),
 )

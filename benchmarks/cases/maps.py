@@ -1,10 +1,9 @@
-"""Ops on feature maps, forward and backward, whose floor is a copy of the bytes that must move."""
+"""Ops on feature maps, whose floor is a copy of the bytes that must move."""
 
 import rivals
 import torch
 
-import vifast
-from cases._case import Case
+from cases._case import Case, defined, differentiable
 from vifast import functional
 from vifast.kernels.purifier import instance_stats, purifier
 
@@ -27,34 +26,24 @@ def _copies(x, passes, gradients):
     return floor
 
 
-def _providers(ours, eager, leaves, cotangent, passes):
-    def step(function):
-        def run():
-            for leaf in leaves:
-                leaf.grad = None
-            function(*leaves).backward(cotangent)
-
-        return run
-
-    def definition(*args):
-        with vifast.use_reference():
-            return ours(*args)
-
-    functions = {"vifast": ours, "definition": definition, "eager": eager, "compile": torch.compile(eager)}
-    return {"floor": _copies(leaves[0], passes, sum(leaf.dim() == 4 for leaf in leaves))} | {
-        name: step(function) for name, function in functions.items()
-    }
+def _passes(ours, eager, leaves, cotangent, reads):
+    """Of a function that must read ``reads`` maps forward and again backward, and write the gradients of the leaves."""
+    functions = {"vifast": ours, "definition": defined(ours), "eager": eager, "compile": torch.compile(eager)}
+    functions = {name: lambda function=function: function(*leaves) for name, function in functions.items()}
+    x, written = leaves[0], sum(leaf.dim() == 4 for leaf in leaves)
+    moved = (2 * reads + written, written), (reads, 0), (reads + written, written)
+    return differentiable(functions, leaves, [_copies(x, *counts) for counts in moved], cotangent)
 
 
 def _gem_pool(n, c, h, w, device="cpu"):
     x = _map((n, c, h, w), device, 0)
-    return _providers(functional.gem_pool, rivals.gem, [x], torch.rand(n, c, device=device), passes=3)
+    return _passes(functional.gem_pool, rivals.gem, [x], torch.rand(n, c, device=device), reads=1)
 
 
 def _gem_pool_learned(n, c, h, w, device="cpu"):
     x, p = _map((n, c, h, w), device, 0), torch.tensor(3.0, device=device, requires_grad=True)
     ours = lambda x, p: functional.gem_pool(x, p=p)  # noqa: E731
-    return _providers(ours, rivals.gem, [x, p], torch.rand(n, c, device=device), passes=3)
+    return _passes(ours, rivals.gem, [x, p], torch.rand(n, c, device=device), reads=1)
 
 
 def _purified(x, gate_u, gate_x, weight, bias):
@@ -66,17 +55,17 @@ def _purifier(n, c, h, w, device="cpu"):
     maps = [_map((n, c, h, w), device, seed) for seed in range(3)]
     affine = [v.to(device).requires_grad_() for v in (torch.ones(c), torch.zeros(c))]
     cotangent = torch.rand(5, n, c, device=device)
-    return _providers(_purified, rivals.purifier, [*maps, *affine], cotangent, passes=9)
+    return _passes(_purified, rivals.purifier, [*maps, *affine], cotangent, reads=3)
 
 
 def _prompt_consistency(n, c, h, w, device="cpu"):
     new, old = _map((n, c, h, w), device, 0), _map((n, c, h, w), device, 1).detach()
-    return _providers(
+    return _passes(
         lambda new: functional.prompt_consistency(new, old),
         lambda new: torch.nn.functional.l1_loss(new, old),
         [new],
         torch.ones((), device=device),
-        passes=5,
+        reads=2,
     )
 
 

@@ -1,79 +1,71 @@
-"""Losses on matrices of pairs and on centers, forward and backward; the floor is the matrix products alone."""
+"""Losses on matrices of pairs and on centers; the floor is the matrix products alone, of each pass its own."""
 
 import rivals
 import torch
 
-from cases._case import Case, loss_providers, random_rows
+from cases._case import Case, copy, in_turn, loss_passes, product, random_rows
 from vifast import functional
 
 BATCHES = ((32, 2048), (60, 2048), (120, 2048), (512, 2048), (2048, 2048))
 
 
-def _products(products, a, b):
-    """``products`` times a @ b.T, without autograd."""
-    a, b = a.detach(), b.detach()
-    out = a.new_empty(len(a), len(b))
-
-    def floor():
-        for _ in range(products):
-            torch.mm(a, b.T, out=out)
-
-    return floor
+def _products(a, b, forward, backward):
+    return tuple(product(a, b, times) for times in (forward + backward, forward, backward))
 
 
 def _graph(n, d, device="cpu"):
     a, b = (random_rows(n, d, seed=seed, device=device) for seed in (0, 1))
-    return loss_providers(
-        lambda: functional.graph_alignment(a, b), lambda: rivals.graph_alignment(a, b), (a, b), _products(6, a, a)
+    return loss_passes(
+        lambda: functional.graph_alignment(a, b), lambda: rivals.graph_alignment(a, b), (a, b), _products(a, a, 2, 4)
     )
 
 
 def _relation(n, d, device="cpu"):
     student, teacher = (random_rows(n, d, seed=seed, device=device) for seed in (0, 1))
-    return loss_providers(
+    return loss_passes(
         lambda: functional.relation_alignment(student, teacher),
         lambda: rivals.relation_alignment(student, teacher),
         (student,),
-        _products(4, student, teacher),
+        _products(student, teacher, 2, 2),
     )
 
 
 def _prototype(n, k, d, device="cpu"):
     student, teacher = (random_rows(n, d, seed=seed, device=device) for seed in (0, 1))
     prototypes = random_rows(k, d, seed=2, device=device)
-    return loss_providers(
+    return loss_passes(
         lambda: functional.prototype_alignment(student, teacher, prototypes),
         lambda: rivals.prototype_alignment(student, teacher, prototypes),
         (student,),
-        _products(3, student, prototypes),
+        _products(student, prototypes, 2, 1),
     )
 
 
 def _center_triplet(n, d, device="cpu"):
+    """The floor multiplies the samples of each side with the centers of the other, and the centers with each other;
+    backward it reads and writes the rows."""
     feat_v, feat_i = (random_rows(n, d, seed=seed, device=device) for seed in (0, 1))
     labels = torch.arange(n, device=device) // 4
-    return loss_providers(
+    center_v, center_i = (x[: max(1, n // 4)].clone() for x in (feat_v, feat_i))
+    mined = in_turn(product(feat_v, center_i), product(center_v, feat_i), product(center_v, center_i))
+    return loss_passes(
         lambda: functional.center_triplet_loss(feat_v, feat_i, labels),
         lambda: rivals.center_triplet(feat_v, feat_i, labels),
         (feat_v, feat_i),
-        _products(4, feat_v, feat_i),
+        (mined, mined, in_turn(copy(feat_v), copy(feat_i))),
     )
 
 
 def _center_hinge(n, d, device="cpu"):
+    """The floor reads both sets and writes both gradients once; forward it reads them."""
     raw, purified = (random_rows(n, d, seed=seed, device=device) for seed in (0, 1))
     labels, modality = torch.arange(n, device=device) // 8, torch.arange(n, device=device) % 2
-    copies = torch.empty_like(raw), torch.empty_like(raw)
-
-    def floor():  # reads and writes both sets once
-        copies[0].copy_(raw.detach())
-        copies[1].copy_(purified.detach())
-
-    return loss_providers(
+    moved = in_turn(copy(raw), copy(purified))
+    return loss_passes(
         lambda: functional.center_hinge(raw, purified, labels, modality),
         lambda: rivals.center_hinge(raw, purified, labels, modality),
         (raw, purified),
-        floor,
+        (moved, copy(raw), moved),
     )
 
 

@@ -1,9 +1,9 @@
-"""Losses on rows of logits, forward and backward; the floor reads every input once and writes every gradient once."""
+"""Losses on rows of logits; the floor reads every input once, backward again, and writes every gradient once."""
 
 import rivals
 import torch
 
-from cases._case import Case, loss_providers, random_rows
+from cases._case import Case, copy, in_turn, loss_passes, product, random_rows, sum_of
 from vifast import functional
 from vifast.losses import DAKDLoss
 
@@ -19,25 +19,20 @@ def _pair(n, d, device):
 def _both_sides(ours, eager):
     def build(n, d, device="cpu"):
         a, b = _pair(n, d, device)
-        out = torch.empty_like(a), torch.empty_like(b)
-
-        def floor():
-            out[0].copy_(a.detach())
-            out[1].copy_(b.detach())
-
-        return loss_providers(lambda: ours(a, b), lambda: eager(a, b), (a, b), floor)
+        moved = in_turn(copy(a), copy(b))
+        return loss_passes(lambda: ours(a, b), lambda: eager(a, b), (a, b), (moved, copy(a), moved))
 
     return build
 
 
 def _standardized(n, d, device="cpu"):
     student, teacher = _pair(n, d, device)
-    out = torch.empty_like(student)
-    return loss_providers(
+    moved = sum_of(student, teacher)
+    return loss_passes(
         lambda: functional.standardized_kl(student, teacher, TEMPERATURES),
         lambda: rivals.standardized_kl(student, teacher),
         (student,),
-        lambda: torch.add(student.detach(), teacher, out=out),
+        (moved, copy(student), moved),
     )
 
 
@@ -48,16 +43,12 @@ def _dakd(n, k, d, device="cpu"):
     teacher_v, teacher_i = (normalize(x + random_rows(n, d, seed=2, device=device)) for x in (student_v, student_i))
     prototypes = [normalize(random_rows(k, d, seed=seed, device=device)) for seed in (3, 4)]
     inputs, loss = (student_v, student_i, teacher_v, teacher_i, *prototypes), DAKDLoss()
-    logits, out = torch.empty(n, k, device=device), torch.empty_like(student_v)
-
-    def floor():
-        for student, teacher, to in zip(inputs[:2], inputs[2:4], prototypes, strict=True):
-            torch.add(student.detach(), teacher, out=out)
-            torch.mm(student.detach(), to.T, out=logits)
-            torch.mm(teacher, to.T, out=logits)
-            torch.mm(logits, to, out=out)
-
-    return loss_providers(lambda: loss(*inputs)["loss"], lambda: rivals.dakd(*inputs), (student_v, student_i), floor)
+    logits, forward, backward = torch.rand(n, k, device=device), [], []
+    for student, teacher, to in zip(inputs[:2], inputs[2:4], prototypes, strict=True):
+        forward += [product(student, to), product(teacher, to)]
+        backward += [sum_of(student, teacher), product(logits, to.T.contiguous())]
+    floors = in_turn(*forward, *backward), in_turn(*forward), in_turn(*backward)
+    return loss_passes(lambda: loss(*inputs)["loss"], lambda: rivals.dakd(*inputs), (student_v, student_i), floors)
 
 
 LOGITS = ((60, 395), (120, 395), (512, 713))

@@ -2,8 +2,7 @@
 
 import torch
 
-import vifast
-from cases._case import Case
+from cases._case import Case, defined, differentiable, in_turn, product
 from vifast.nn import Purified
 from vifast.systems.idkl import IDKLObjective
 
@@ -15,25 +14,16 @@ def _idkl(batch, channels, classes, device="cpu"):
     labels = torch.arange(batch, device=device) // instances
     modality = torch.arange(batch, device=device) % 2
     objective = IDKLObjective(classes, channels, num_instances=instances).to(device)
-    weights = [p for name, p in objective.named_parameters() if name.startswith("classifier")]
-    rows = leaves[0].detach()
+    weights = [p.detach() for name, p in objective.named_parameters() if name.startswith("classifier")]
+    rows, logits = leaves[0].detach(), torch.rand(batch, classes, device=device)
+    forward = in_turn(*(product(rows, weight) for weight in weights))  # the classifiers' products
+    backward = in_turn(*(lambda weight=weight: (logits.T @ rows, logits @ weight) for weight in weights))
 
-    def floor():  # the classifiers' products, forward and backward
-        for weight in weights:
-            logits = rows @ weight.detach().T
-            logits.T @ rows
-            logits @ weight.detach()
+    def ours():
+        return objective(leaves[0], Purified(*leaves[1:]), labels, modality)["loss"]
 
-    def step():
-        for leaf in (*leaves, *objective.parameters()):
-            leaf.grad = None
-        objective(leaves[0], Purified(*leaves[1:]), labels, modality)["loss"].backward()
-
-    def definition():
-        with vifast.use_reference():
-            step()
-
-    return {"floor": floor, "vifast": step, "definition": definition}
+    floors = in_turn(forward, backward), forward, backward
+    return differentiable({"vifast": ours, "definition": defined(ours)}, [*leaves, *objective.parameters()], floors)
 
 
 CASES = (Case("idkl_objective", ((120, 2048, 395),), _idkl),)
