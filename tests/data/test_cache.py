@@ -159,6 +159,20 @@ def test_a_damaged_file_is_named_and_rebuilt_on_request(samples, tmp_path, damag
     assert path.read_bytes() == data
 
 
+def test_no_byte_but_those_of_images_can_change_unnoticed(samples, tmp_path):
+    path = open_cache(samples, size=SIZE, folder=tmp_path).path
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    images = COUNT * 12 * 6 * 3
+    first = len(data) - 32 - 4 * COUNT - images
+    assert first % module.PAGE == 0
+    for at in np.concatenate([rng.choice(first, 200, replace=False), np.arange(first + images, len(data))]):
+        broken = bytearray(data)
+        broken[at] = rng.choice([byte for byte in range(256) if byte != data[at]])
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=re.escape(f"{path}: damaged or truncated")):
+            open_cache(samples, size=SIZE, folder=tmp_path)
+
+
 def test_a_damaged_image_is_found_and_not_copied(samples, tmp_path, decoded):
     path = open_cache(samples, size=SIZE, folder=tmp_path).path
     data = bytearray(path.read_bytes())

@@ -217,7 +217,7 @@ def _read(path: Path) -> _File | None:
             sums, digest = file.read(4 * shape[0]), file.read()
             if hashlib.sha256(start + text + sums).digest() != digest:
                 raise ValueError("header and sums do not match their checksum")
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
             why = " ".join(str(error).split())
             raise ValueError(f"{path}: damaged or truncated ({why}); delete or rebuild it") from error
         images = np.memmap(file, np.uint8, "r", first, shape)
