@@ -1,16 +1,18 @@
 r"""prototype_alignment: do the samples of a batch relate to each other, seen through prototypes, as a teacher's do?
 
     R(F) = softmax_rows(cos(F, P) / tau)     W(F) = R / |R|     A(F) = softmax_rows(kappa W W^T), the diagonal included
-    loss_i = KL(A(teacher)_i || A(student)_i); the teacher is constant
+    loss = mean_i KL(A(teacher)_i || A(student)_i); the teacher is constant
 
-Shapes   student, teacher [N, D], prototypes [K, D], one dtype and device. Out: loss [N] float32 (float64 for float64),
-         and for the backward W of both [N, K] and what graph_alignment saved.
-Defined  norms of rows are at least 1e-12, so a zero row has cosine 0. Without prototypes the loss is 0.
-Backward from dW of graph_alignment: dZ = W (dW - <dW, W> W), dU = dZ P^ / tau, dF = (dU - <dU, U> U) / |F|. That is
-         ckda 5.5, whose dR = (dW - <dW, W> W) / |R| is orthogonal to R = |R| W: <dR, R> = 0, and |R| cancels.
+Shapes   student, teacher [N, D], prototypes [K, D], one dtype and device. Out: loss [] float32 (float64 for float64);
+         slope [N, K], the factor of p_k in dloss/du_i of the unit row u_i, or [0, 0] where ``with_slope`` is False.
+Defined  norms of rows are at least 1e-12, so a zero row has cosine 0. Without rows or prototypes the loss is 0.
+Backward with dW of graph_alignment, dZ = W (dW - <dW, W> W), slope = dZ / (|p| tau), dU = slope P and
+         dF = (dU - <dU, U> U) / |F|. That is ckda 5.5, whose dR = (dW - <dW, W> W) / |R| is orthogonal to R = |R| W:
+         <dR, R> = 0, and |R| cancels. The forward makes the slope while W is at hand.
 Exact    A is graph_alignment's softmax of -kappa/2 ||w_i - w_j||^2: with the published kappa of 0.1 the loss is 1e-5
          and smaller, and logits taken from products would leave few digits of it.
 Memory   two N x K arrays, packed rows, the gradient; no N x N beyond what graph_alignment keeps.
+Launches on a GPU up to PROTOTYPED rows one forward and one backward, see prototype_alignment_small.
 Floor    2 products N x K x D forward and 1 backward; 2 and 2 of N x N x K.
 Measured 1.4 and 1.2 of the platform's products for 32 and 512 rows, 713 prototypes of 768 on two cores of an AMD EPYC,
          forward and backward.
@@ -24,13 +26,14 @@ from vifast.kernels import _C
 from vifast.kernels._cpu import float_rows, product
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
+from vifast.kernels._small import PROTOTYPED
 from vifast.kernels._softmax import gpu_pair, row_launch
 from vifast.kernels.graph_alignment import (
-    alloc,
     graph_alignment,
     graph_alignment_backward,
     graph_alignment_ref,
 )
+from vifast.kernels.prototype_alignment_small import align, pull
 from vifast.kernels.unit_rows import LEAST_NORM, row_norm, unit_rows_backward
 
 
@@ -47,14 +50,31 @@ def _graph_options(kappa: float) -> tuple:
 
 
 def prototype_alignment_ref(
-    student: Tensor, teacher: Tensor, prototypes: Tensor, tau: float, kappa: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    acc = torch.promote_types(student.dtype, torch.float32)
+    student: Tensor, teacher: Tensor, prototypes: Tensor, tau: float, kappa: float, with_slope: bool
+) -> tuple[Tensor, Tensor]:
+    acc, n = torch.promote_types(student.dtype, torch.float32), len(student)
     with torch.no_grad():
         w_teacher = _unit(_relation(teacher.to(acc), prototypes.detach().to(acc), tau))
     w_student = _unit(_relation(student.to(acc), prototypes.detach().to(acc), tau))
     loss, *state = graph_alignment_ref(w_student, w_teacher, *_graph_options(kappa))
-    return loss, w_student.detach().clone(), w_teacher, *state
+    slope = w_teacher.new_empty(0, 0)
+    if with_slope:
+        with torch.no_grad():
+            dw = _relation_gradient(graph_alignment_backward.definition, w_student, w_teacher, state, kappa)
+            lengths = prototypes.to(acc).norm(dim=1).clamp(min=LEAST_NORM)
+            slope = w_student * _across(dw, w_student) / (lengths * tau)
+    return loss.sum() / max(n, 1), slope
+
+
+def _relation_gradient(graph_backward, w_student, w_teacher, state, kappa):
+    """dW of the mean over rows."""
+    grad = w_student.new_full((len(w_student),), 1 / max(len(w_student), 1))
+    return graph_backward(grad, *state, w_student, w_teacher, *_graph_options(kappa), True, False)[0]
+
+
+def _across(grad: Tensor, unit: Tensor) -> Tensor:
+    """What of each row of grad is orthogonal to the unit row: the gradient of a normalisation, before its 1 / norm."""
+    return grad - (grad * unit).sum(1, keepdim=True) * unit
 
 
 @triton.jit
@@ -124,7 +144,7 @@ prototype_alignment = Op("prototype_alignment", prototype_alignment_ref)
 
 
 @prototype_alignment.register_fake
-def _alloc(student, teacher, prototypes, tau, kappa):
+def _alloc(student, teacher, prototypes, tau, kappa, with_slope):
     fits = student.dim() == 2 and student.shape == teacher.shape and student.shape[1:] == prototypes.shape[1:]
     check(
         fits,
@@ -133,118 +153,103 @@ def _alloc(student, teacher, prototypes, tau, kappa):
             f"{list(student.shape)}, {list(teacher.shape)}, {list(prototypes.shape)}"
         ),
     )
-    w_student, w_teacher = _alloc_relations(student, prototypes)
-    loss, *state = alloc(w_student, w_teacher, *_graph_options(kappa))
-    return loss, w_student, w_teacher, *state
-
-
-def _alloc_relations(student, prototypes):
     acc = torch.promote_types(student.dtype, torch.float32)
-    return tuple(student.new_empty(student.size(0), prototypes.size(0), dtype=acc) for _ in range(2))
+    shape = (student.size(0), prototypes.size(0)) if with_slope else (0, 0)
+    return student.new_empty((), dtype=acc), student.new_empty(shape, dtype=acc)
+
+
+def _relations_like(student, prototypes):
+    return tuple(student.new_empty(student.size(0), prototypes.size(0), dtype=torch.float32) for _ in range(2))
 
 
 @prototype_alignment.register_kernel("cpu")
-def _cpu(student, teacher, prototypes, tau, kappa):
-    relations = _alloc_relations(student, prototypes)
-    rows = (float_rows(x) for x in (student, teacher, prototypes))
-    _C.prototype_relations(*rows, tau, *relations, torch.get_num_threads())
+def _cpu(student, teacher, prototypes, tau, kappa, with_slope):
+    if student.numel() * len(prototypes) == 0:
+        return prototype_alignment_ref(student, teacher, prototypes, tau, kappa, with_slope)
+    relations, threads = _relations_like(student, prototypes), torch.get_num_threads()
+    x, y, p = (float_rows(rows) for rows in (student, teacher, prototypes))
+    _C.prototype_relations(x, y, p, tau, *relations, threads)
     loss, *state = graph_alignment.run(*relations, *_graph_options(kappa))
-    return loss, *relations, *state
+    slope = x.new_empty(0, 0)
+    if with_slope:
+        slope = _relation_gradient(graph_alignment_backward.run, *relations, state, kappa)
+        _C.prototype_backward(slope, relations[0], p, tau, threads)
+    return loss.sum() / len(x), slope
 
 
 @prototype_alignment.register_kernel("cuda")
-def _triton(student, teacher, prototypes, tau, kappa):
-    relations = _alloc_relations(student, prototypes)
-    n, k = relations[0].shape
-    if n * k * student.size(1) == 0:
-        return prototype_alignment_ref(student, teacher, prototypes, tau, kappa)
-    rows, table = gpu_pair(student, teacher), prototypes.detach().float().contiguous()
+def _triton(student, teacher, prototypes, tau, kappa, with_slope):
+    if student.numel() * len(prototypes) == 0:
+        return prototype_alignment_ref(student, teacher, prototypes, tau, kappa, with_slope)
+    rows, table = gpu_pair(student, teacher), prototypes.detach().contiguous()
+    if len(student) <= PROTOTYPED:
+        out = _alloc(student, teacher, prototypes, tau, kappa, with_slope)
+        align(*rows, table, *out, tau, kappa, with_slope)
+        return out
+    relations, table = _relations_like(student, prototypes), table.float()
+    (n, d), k = student.shape, len(table)
     with torch.cuda.device_of(student):
+        lengths = table.norm(dim=1)
         for x, w in zip(rows, relations, strict=True):
             torch.mm(x.float(), table.T, out=w)  # with ``out`` autocast leaves the product as it is
-        launch = row_launch(max(k, student.size(1)))
-        _relation_kernel[(2 * n,)](
-            *rows, table.norm(dim=1), *relations, n, student.size(1), k, tau, LEAST=LEAST_NORM, **launch
-        )
-    loss, *state = graph_alignment.run(*relations, *_graph_options(kappa))
-    return loss, *relations, *state
+        launch = row_launch(max(k, d))
+        _relation_kernel[(2 * n,)](*rows, lengths, *relations, n, d, k, tau, LEAST=LEAST_NORM, **launch)
+        loss, *state = graph_alignment.run(*relations, *_graph_options(kappa))
+        slope = relations[0].new_empty(0, 0)
+        if with_slope:
+            dw = _relation_gradient(graph_alignment_backward.run, *relations, state, kappa).contiguous()
+            slope = torch.empty_like(dw)
+            _logit_gradient_kernel[(n,)](
+                dw, relations[0], lengths, slope, k, tau, LEAST=LEAST_NORM, **row_launch(k)
+            )  # fmt: skip
+    return loss.sum() / n, slope
 
 
-def _backward_ref(
-    grad: Tensor,
-    w_student: Tensor,
-    w_teacher: Tensor,
-    saved: Tensor,
-    dist_s: Tensor,
-    dist_t: Tensor,
-    student: Tensor,
-    prototypes: Tensor,
-    tau: float,
-    kappa: float,
-) -> Tensor:
-    graph = grad, saved, dist_s, dist_t, w_student, w_teacher, *_graph_options(kappa), True, False
-    dw, _ = graph_alignment_backward.definition(*graph)
-    return _through_prototypes(dw, w_student, student, prototypes, tau)
-
-
-def _through_prototypes(dw, w_student, student, prototypes, tau):
-    dz = w_student * _across(dw, w_student)
-    x = student.to(dw.dtype)
-    du = dz @ _unit(prototypes.to(dw.dtype)) / tau
+def _backward_ref(grad: Tensor, slope: Tensor, student: Tensor, prototypes: Tensor) -> Tensor:
+    x, du = student.to(grad.dtype), (grad * slope) @ prototypes.to(grad.dtype)
     return (_across(du, _unit(x)) / x.norm(dim=1, keepdim=True).clamp(min=LEAST_NORM)).to(student.dtype)
-
-
-def _across(grad: Tensor, unit: Tensor) -> Tensor:
-    """What of each row of grad is orthogonal to the unit row: the gradient of a normalisation, before its 1 / norm."""
-    return grad - (grad * unit).sum(1, keepdim=True) * unit
 
 
 prototype_alignment_backward = Op("prototype_alignment_backward", _backward_ref)
 
 
 @prototype_alignment_backward.register_fake
-def _alloc_backward(grad, w_student, w_teacher, saved, dist_s, dist_t, student, prototypes, tau, kappa):
+def _alloc_backward(grad, slope, student, prototypes):
     return torch.empty_like(student, memory_format=torch.contiguous_format)
 
 
 @prototype_alignment_backward.register_kernel("cpu")
-def _cpu_backward(grad, w_student, w_teacher, saved, dist_s, dist_t, student, prototypes, tau, kappa):
-    x, p, threads = float_rows(student), float_rows(prototypes), torch.get_num_threads()
-    graph = grad, saved, dist_s, dist_t, w_student, w_teacher, *_graph_options(kappa), True, False
-    step, _ = graph_alignment_backward.run(*graph)
-    _C.prototype_backward(step, w_student, p, tau, threads)
-    out = product(step, p.T, torch.empty_like(x))
-    _C.unit_backward(out, x, out, threads)
+def _cpu_backward(grad, slope, student, prototypes):
+    x, p = float_rows(student), float_rows(prototypes)
+    out = product(grad * slope, p.T, torch.empty_like(x))
+    _C.unit_backward(out, x, out, torch.get_num_threads())
     return out.to(student.dtype)
 
 
 @prototype_alignment_backward.register_kernel("cuda")
-def _triton_backward(grad, w_student, w_teacher, saved, dist_s, dist_t, student, prototypes, tau, kappa):
-    graph = grad, saved, dist_s, dist_t, w_student, w_teacher, *_graph_options(kappa), True, False
-    dw, _ = graph_alignment_backward.run(*graph)
-    (n, d), k = student.shape, w_student.size(1)
-    if n * d * k == 0:
-        return _through_prototypes(dw, w_student, student, prototypes, tau)
-    table = prototypes.detach().float().contiguous()
-    dz, du = torch.empty_like(w_student), w_student.new_empty(n, d)
+def _triton_backward(grad, slope, student, prototypes):
+    if slope.numel() * student.size(1) == 0:
+        return _backward_ref(grad, slope, student, prototypes)
+    x, table = gpu_pair(student, prototypes)
+    if len(student) <= PROTOTYPED:
+        out = _alloc_backward(grad, slope, student, prototypes)
+        pull(grad, slope, x, table, out)
+        return out
     with torch.cuda.device_of(student):
-        lengths = table.norm(dim=1)
-        _logit_gradient_kernel[(n,)](dw.contiguous(), w_student, lengths, dz, k, tau, LEAST=LEAST_NORM, **row_launch(k))
-        torch.mm(dz, table, out=du)
+        du = torch.mm(grad * slope, table.float(), out=torch.empty_like(x, dtype=torch.float32))
     return unit_rows_backward.run(du, student)
 
 
 def _setup(ctx, inputs, output):
-    student, _, prototypes, ctx.tau, ctx.kappa = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:], student, prototypes)
+    student, _, prototypes, *_ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], student, prototypes)
 
 
-def _backward(ctx, grad, *_):
-    if grad is None or not ctx.needs_input_grad[-5]:
-        return (None,) * 5
-    grad_student = prototype_alignment_backward(grad, *ctx.saved_tensors, ctx.tau, ctx.kappa)
-    return grad_student, None, None, None, None
+def _backward(ctx, grad, _):
+    if grad is None or not ctx.needs_input_grad[-6]:
+        return (None,) * 6
+    return prototype_alignment_backward(grad, *ctx.saved_tensors), None, None, None, None, None
 
 
 prototype_alignment.register_autograd(_backward, _setup)

@@ -80,12 +80,16 @@ LAUNCHES = {
         (*_GRAPH, _SELF[0], _SELF[0], None, 1e-6, False, False, "exact", False, True),
     ],
     "prototype_alignment": [
-        (_SELF[0], _SELF[0], _floats(100, WIDTH), 0.1, 10.0),
-        (_HALF[0], _HALF[0], _floats(100, WIDTH).bfloat16(), 0.1, 10.0),
+        (_SELF[0], _SELF[0], _floats(100, WIDTH), 0.1, 10.0, True),
+        (_HALF[0], _HALF[0], _floats(100, WIDTH).bfloat16(), 0.1, 10.0, True),
+        *[(*2 * (_floats(n, 768),), _floats(713, 768), 0.1, 10.0, True) for n in (16, 32)],
+        (*2 * (_floats(20, 70).bfloat16(),), _floats(20, 70).bfloat16(), 0.1, 10.0, False),
     ],
     "prototype_alignment_backward": [
-        (_GRAPH[0], *2 * (_floats(LARGE, 100),), *_GRAPH[1:], _HALF[0], _floats(100, WIDTH).bfloat16(), 0.1, 10.0),
-        (_GRAPH[0], *2 * (_floats(LARGE, 100),), *_GRAPH[1:], _SELF[0], _floats(100, WIDTH), 0.1, 10.0),
+        (_floats(), _floats(LARGE, 100), _HALF[0], _floats(100, WIDTH).bfloat16()),
+        (_floats(), _floats(LARGE, 100), _SELF[0], _floats(100, WIDTH)),
+        (_floats(), _floats(32, 713), _floats(32, 768), _floats(713, 768)),
+        (_floats(), _floats(20, 20), *2 * (_floats(20, 70).bfloat16(),)),
     ],
     "batch_hard": [
         (*_SELF, "euclidean", 0.3, "exact"),

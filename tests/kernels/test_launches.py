@@ -13,11 +13,11 @@ from vifast.testing import Launches, features
 
 pytestmark = pytest.mark.triton
 
-ROWS, WIDTH = 64, 40
+ROWS, MORE, WIDTH = 32, 64, 40
 TABLE = torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(2))
 KEEP = torch.ones(ROWS)
 
-# Of two sets of features, their labels, and the modality of the first.
+# Of two sets of ROWS features, of MORE where the name says so, their labels, and the modality of the first.
 CALLS = {
     "pairwise_distance": (2, 18, lambda a, b, labels, modality: F.pairwise_distance(a)),
     "hard_pairs": (3, 1, lambda a, b, labels, modality: F.hard_pairs(a, labels)[2]),
@@ -32,7 +32,8 @@ CALLS = {
     "center_triplet_loss": (78, 91, lambda a, b, labels, modality: F.center_triplet_loss(a, b, labels)),
     "graph_alignment": (5, 12, lambda a, b, labels, modality: F.graph_alignment(a, b)),
     "relation_alignment": (8, 9, lambda a, b, labels, modality: F.relation_alignment(a, b)),
-    "prototype_alignment": (10, 12, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
+    "prototype_alignment": (1, 1, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
+    "prototype_alignment, more": (19, 3, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
     "symmetric_kl": (2, 2, lambda a, b, labels, modality: F.symmetric_kl(a, b)),
     "symmetric_kl, block": (2, 2, lambda a, b, labels, modality: F.symmetric_kl(a, b, block=16)),
     "standardized_kl": (2, 2, lambda a, b, labels, modality: F.standardized_kl(a, b, (2.0, 3.0), keep=KEEP)),
@@ -46,15 +47,16 @@ CALLS = {
     "percentile_mask": (1, 0, lambda a, b, labels, modality: F.percentile_mask(a.detach()[:, 0])),
     "softmax_confidence": (1, 0, lambda a, b, labels, modality: F.softmax_confidence(a)),
     "prompt_consistency": (2, 1, lambda a, b, labels, modality: F.prompt_consistency(a, b)),
-    "gem_pool": (1, 1, lambda a, b, labels, modality: F.gem_pool(a.reshape(4, 16, 8, 5))),
+    "gem_pool": (1, 1, lambda a, b, labels, modality: F.gem_pool(a.reshape(2, 16, 8, 5))),
 }
 
 
 def launches(name):
     *_, call = CALLS[name]
-    (a, labels), (b, _) = (features(ROWS, WIDTH, num_instances=8, seed=seed) for seed in (0, 1))
+    rows = MORE if name.endswith("more") else ROWS
+    (a, labels), (b, _) = (features(rows, WIDTH, num_instances=8, seed=seed) for seed in (0, 1))
     leaves = a.requires_grad_(), b.requires_grad_()
-    modality = torch.arange(ROWS) % 2
+    modality = torch.arange(rows) % 2
     zeros = counters(a)  # made once a stream
     with forced("cuda"):
         with Launches() as forward:

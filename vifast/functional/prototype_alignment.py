@@ -1,3 +1,4 @@
+import torch
 from torch import Tensor
 
 from vifast import _checks
@@ -47,5 +48,5 @@ def prototype_alignment(
     _checks.same_columns("prototypes", prototypes, "student", student)
     _checks.positive("tau", tau)
     _checks.non_negative("kappa", kappa)
-    loss, *_ = _prototype_alignment(student, teacher, prototypes, float(tau), float(kappa))
-    return loss.sum() / max(len(loss), 1)
+    with_slope = student.requires_grad and torch.is_grad_enabled()
+    return _prototype_alignment(student, teacher, prototypes, float(tau), float(kappa), with_slope)[0]
