@@ -33,6 +33,7 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_prompt_consistency(m);
   vifast::bind_percentile_mask(m);
   vifast::bind_confidence_weights(m);
+  vifast::bind_blur_jitter(m);
   vifast::bind_rank_shard(m);
   vifast::bind_ranking(m);
   vifast::bind_topk(m);

@@ -97,6 +97,16 @@ def feature_map(name: str, value: Tensor) -> None:
         raise ValueError(f"{name}: expected a map of at least one position, got shape {list(value.shape)}")
 
 
+def images(name: str, value: Tensor) -> None:
+    """A uint8 [B, H, W, 3] tensor of at least one pixel."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor [B, H, W, 3], got {type(value).__name__}")
+    if value.dtype != torch.uint8:
+        raise TypeError(f"{name}: expected torch.uint8, got {value.dtype}")
+    if value.dim() != 4 or value.size(3) != 3 or value.size(1) * value.size(2) == 0:
+        raise ValueError(f"{name}: expected [B, H, W, 3] of at least one pixel, got shape {list(value.shape)}")
+
+
 def count(name: str, value: int, least: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")

@@ -60,6 +60,9 @@ _MAP = _floats(8, WIDTH, 24, 9)
 _LAST = _MAP.bfloat16().contiguous(memory_format=torch.channels_last)
 _ROWS = (_floats(8, WIDTH), _floats(8, WIDTH), _floats(WIDTH), _floats(WIDTH))
 
+_IMAGES = torch.empty(64, 256, 128, 3, dtype=torch.uint8, device="meta")
+_JITTERED = (_IMAGES, _floats(64, 2), _indices(64).bool(), torch.empty(64, 11, dtype=torch.int32, device="meta"))
+
 # Arguments of each op's CUDA launcher that together reach every kernel and every branch fixed at compile time.
 LAUNCHES = {
     "class_centers": [(*_SELF[:2], 100), (*_HALF[:2], 100)],
@@ -143,6 +146,7 @@ LAUNCHES = {
         (*2 * (_floats(SMALL, 5000).bfloat16(),), None, *_temperatures(4.0), False, 1, 1e-7, True),
     ],
     "percentile_mask": [(_floats(SMALL), 50.0, True), (_floats(LARGE), 50.0, False)],
+    "blur_jitter": [_JITTERED],
     "class_logits": [(*2 * (_OTHER_WIDTH,), *2 * (_floats(100, 70),), 32, 0.05)],
     "class_logits_backward": [(_floats(LARGE, 100), *2 * (_floats(100, 70),), 32, 0.05)],
     "confidence_weights": [

@@ -20,6 +20,7 @@ void bind_standardized_kl(pybind11::module_& m);
 void bind_prompt_consistency(pybind11::module_& m);
 void bind_percentile_mask(pybind11::module_& m);
 void bind_confidence_weights(pybind11::module_& m);
+void bind_blur_jitter(pybind11::module_& m);
 void bind_rank_shard(pybind11::module_& m);
 void bind_ranking(pybind11::module_& m);
 void bind_topk(pybind11::module_& m);

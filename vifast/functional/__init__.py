@@ -9,6 +9,7 @@ from vifast.functional._common import METRICS as METRICS
 from vifast.functional._common import PRECISIONS as PRECISIONS
 from vifast.functional._common import REDUCTIONS as REDUCTIONS
 from vifast.functional.augment import AugmentParams, augment
+from vifast.functional.blur_jitter import BlurJitterParams, blur_jitter
 from vifast.functional.center_cluster import center_cluster_loss
 from vifast.functional.center_hinge import center_hinge
 from vifast.functional.center_loss import center_loss
@@ -33,7 +34,9 @@ from vifast.functional.weighted_triplet import weighted_triplet_loss
 
 __all__ = [
     "AugmentParams",
+    "BlurJitterParams",
     "augment",
+    "blur_jitter",
     "center_cluster_loss",
     "center_hinge",
     "center_loss",
