@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from vifast import _checks
-from vifast.kernels.gate_hidden import gate_hidden
-from vifast.kernels.purifier import instance_stats, normalized, purifier, spread
+from vifast.kernels.purifier import instance_stats, normalized, purifier
+from vifast.kernels.purifier_gates import purifier_gates
 
 
 class Purified(NamedTuple):
@@ -87,10 +86,9 @@ class InstanceNormPurifier(nn.Module):
                 self._track(mean, var, x.size(2) * x.size(3))
         else:
             mean, var = norm.running_mean.to(acc), norm.running_var.to(acc)
-        rows = mean, (var + norm.eps).rsqrt(), norm.weight.to(acc), norm.bias.to(acc)
-        hidden = self._hidden(x, *rows)
-        gates = [gate[2](gate[1](h)) for gate, h in zip((self.gate_normed, self.gate_raw), hidden, strict=True)]
-        rows = rows[0].expand(x.shape[:2]), rows[1].expand(x.shape[:2]), *rows[2:]
+        by_image = (r.expand(x.shape[:2]) for r in (mean, (var + norm.eps).rsqrt()))
+        rows = *by_image, norm.weight.to(acc), norm.bias.to(acc)
+        gates = purifier_gates(x, *self._convolutions(x.device.type), *rows, instance)[:2]
         pooled = Purified(*purifier(x, *gates, *rows, instance).unbind(0))
         if not return_maps:
             return pooled
@@ -105,18 +103,13 @@ class InstanceNormPurifier(nn.Module):
         for running, now in ((norm.running_mean, mean), (norm.running_var, var * (positions / (positions - 1)))):
             running.lerp_(now.mean(0).to(running.dtype), norm.momentum)
 
-    def _hidden(self, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """A_1 u and E_1 x."""
-        conv_u, conv_x = (gate[0].weight for gate in (self.gate_normed, self.gate_raw))
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            conv_u, conv_x = conv_u.to(dtype), conv_x.to(dtype)
-        if self.norm.training:
-            return gate_hidden(x, conv_u, conv_x, mean, rstd, weight, bias)
-        # The statistics of all images fold into the weights; the constant follows from them as they were rounded.
-        folded = (conv_u * spread(rstd * weight)).to(conv_u.dtype)
-        constant = (conv_u * spread(bias) - folded * spread(mean)).sum((1, 2, 3)).to(conv_u.dtype)
-        return conv2d(x, folded, constant), conv2d(x, conv_x)
+    def _convolutions(self, device: str) -> list[Tensor]:
+        """Their weights, in the type that autocast would multiply in."""
+        convs = [gate[i].weight for gate in (self.gate_normed, self.gate_raw) for i in (0, 2)]
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            convs = [conv.to(dtype) for conv in convs]
+        return convs
 
     def extra_repr(self) -> str:
         hidden = self.gate_raw[0].out_channels
