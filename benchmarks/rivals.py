@@ -142,7 +142,17 @@ def gem(x, p=3):
 
 def purifier(x, gate_u, gate_x, weight, bias):
     """Instance normalisation, two masks, and five pools, each a map in memory."""
+    return _five_pools(x, torch.nn.functional.instance_norm(x, weight=weight, bias=bias), gate_u, gate_x)
+
+
+def purifier_layer(x, weight, bias, down_u, up_u, down_x, up_x):
+    """The same with the convolutions that make the gates."""
+    conv, relu = torch.nn.functional.conv2d, torch.relu
     u = torch.nn.functional.instance_norm(x, weight=weight, bias=bias)
+    return _five_pools(x, u, conv(relu(conv(u, down_u)), up_u), conv(relu(conv(x, down_x)), up_x))
+
+
+def _five_pools(x, u, gate_u, gate_x):
     mask_u, mask_x = gate_u.sigmoid(), gate_x.sigmoid()
     u_masked, x_masked = mask_u * u, mask_x * x
     fused = mask_u * x_masked + mask_x * u_masked

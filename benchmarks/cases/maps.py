@@ -1,11 +1,12 @@
-"""Ops on feature maps, whose floor is a copy of the bytes that must move."""
+"""Ops on feature maps, whose floor is a copy of the bytes that must move; of a layer, its products as bare matrices."""
 
 import rivals
 import torch
 
-from cases._case import Case, defined, differentiable
+from cases._case import Case, defined, differentiable, in_turn, product
 from vifast import functional
 from vifast.kernels.purifier import instance_stats, purifier
+from vifast.nn import InstanceNormPurifier
 
 
 def _map(shape, device, seed):
@@ -58,6 +59,20 @@ def _purifier(n, c, h, w, device="cpu"):
     return _passes(_purified, rivals.purifier, [*maps, *affine], cotangent, reads=3)
 
 
+def _purifier_layer(n, c, h, w, device="cpu"):
+    layer, x = InstanceNormPurifier(c).to(device), _map((n, c, h, w), device, 0)
+    leaves = [x, *layer.parameters()]
+    functions = {"vifast": lambda *_: torch.stack(layer(x)), "eager": rivals.purifier_layer}
+    functions |= {"definition": defined(functions["vifast"]), "compile": torch.compile(rivals.purifier_layer)}
+    functions = {name: lambda function=function: function(*leaves) for name, function in functions.items()}
+    down, up = (leaves[i].detach().flatten(1) for i in (3, 4))
+    rows, hidden = torch.rand(n * h * w, c, device=device), torch.rand(n * h * w, len(down), device=device)
+    forward = in_turn(product(rows, down, 2), product(hidden, up, 2))
+    backward = in_turn(product(rows, up.T, 2), product(hidden, down.T, 2), product(rows.T, hidden.T, 4))
+    floors = in_turn(forward, backward), forward, backward
+    return differentiable(functions, leaves, floors, torch.rand(5, n, c, device=device))
+
+
 def _prompt_consistency(n, c, h, w, device="cpu"):
     new, old = _map((n, c, h, w), device, 0), _map((n, c, h, w), device, 1).detach()
     return _passes(
@@ -73,5 +88,6 @@ CASES = (
     Case("gem_pool", ((120, 2048, 24, 9), (64, 2048, 24, 8)), _gem_pool),
     Case("gem_pool_learned", ((64, 2048, 24, 8),), _gem_pool_learned),
     Case("purifier", ((120, 2048, 24, 9), (120, 2048, 18, 9)), _purifier),
+    Case("purifier_layer", ((60, 2048, 24, 9),), _purifier_layer),
     Case("prompt_consistency", ((64, 3, 256, 128),), _prompt_consistency),
 )
