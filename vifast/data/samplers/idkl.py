@@ -121,13 +121,13 @@ class IdklSampler(IdentitySampler):
     def _batches(self, rng: np.random.RandomState) -> Iterator[list[np.ndarray]]:
         """The draws of one epoch. Every call of the generator, and their order, is part of the result."""
         left = [self._groups(*pair, rng) for pair in self._images]
-        open_ = list(range(len(left)))
-        while len(open_) >= self.num_ids:
-            chosen = [open_[i] for i in rng.choice(len(open_), self.num_ids, replace=False)]
+        waiting = list(range(len(left)))
+        while len(waiting) >= self.num_ids:
+            chosen = [waiting[i] for i in rng.choice(len(waiting), self.num_ids, replace=False)]
             yield [left[identity].pop() for identity in chosen]
             for identity in chosen:
                 if not left[identity]:
-                    open_.remove(identity)
+                    waiting.remove(identity)
 
     def _groups(self, infrared: np.ndarray, visible: np.ndarray, rng: np.random.RandomState) -> list[np.ndarray]:
         """What one identity gives to an epoch, last first: rows `[2, num_instances]`."""
