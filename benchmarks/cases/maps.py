@@ -5,6 +5,7 @@ import torch
 
 from cases._case import Case, defined, differentiable, in_turn, product
 from vifast import functional
+from vifast.kernels import _C
 from vifast.kernels.purifier import instance_stats, purifier
 from vifast.nn import InstanceNormPurifier
 
@@ -15,11 +16,16 @@ def _map(shape, device, seed):
 
 
 def _copies(x, passes, gradients):
-    """``passes`` reads or writes of the map; the writes of gradients go to new memory, as everybody's do."""
+    """``passes`` reads or writes of the map; those of gradients go to new memory, as everybody's do, and to huge pages,
+    as ours (csrc/huge_pages.h)."""
     source, out = x.detach(), torch.empty_like(x)
 
     def floor():
-        fresh = [source.clone() for _ in range(gradients)]  # noqa: F841 - all of them at a time
+        fresh = [torch.empty_like(source) for _ in range(gradients)]  # all of them at a time
+        for gradient in fresh:
+            if gradient.device.type == "cpu":
+                _C.prefer_huge_pages(gradient.view(-1))
+            gradient.copy_(source)
         for part in range(2 * gradients, passes, 2):
             rows = len(x) if part + 2 <= passes else len(x) // 2
             out[:rows].copy_(source[:rows])

@@ -27,7 +27,7 @@ void gem_pool(py::object x, py::object p, double exponent, double eps, bool clam
 // grad_p: [N, C], or None.
 void gem_pool_backward(py::object grad, py::object x, py::object out, py::object p, double exponent, double eps, bool clamp,
                        py::object grad_x, py::object grad_p, int threads) {
-  const Map map = map_of(x, "x"), to = map_of(grad_x, "grad_x");
+  const Map map = map_of(x, "x"), to = fresh_map_of(grad_x, "grad_x");
   check_same_sizes(to, "grad_x", map);
   const Gem gem = gem_of(p, exponent, eps, clamp);
   const auto rows = {map.images, map.channels};

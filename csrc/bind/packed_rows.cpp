@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../huge_pages.h"
 #include "../parallel.h"
 #include "../tensor_view.h"
 #include "../weighted_sums.h"
@@ -55,9 +56,16 @@ void weighted(py::object weights, py::object rows, py::object out, bool add, int
   });
 }
 
+// memory: [n], just allocated.
+void hint(py::object memory) {
+  const TensorView view(memory, "memory");
+  prefer_huge_pages(view.data<float>({-1}), view.size(0) * 4);
+}
+
 }  // namespace
 
 void bind_packed_rows(py::module_& m) {
+  m.def("prefer_huge_pages", &hint, py::arg("memory"), "For large memory that will be written, see csrc/huge_pages.h.");
   py::class_<Packed>(m, "PackedRows", "Rows made ready for products, see csrc/packed_rows.h.")
       .def(py::init(&pack), py::arg("rows"), py::arg("mean"), py::arg("threads"))
       .def("products", &multiply, py::arg("other"), py::arg("out"), py::arg("threads"),

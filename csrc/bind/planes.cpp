@@ -1,5 +1,6 @@
 #include "planes.h"
 
+#include "../huge_pages.h"
 #include "bind.h"
 
 namespace vifast {
@@ -11,6 +12,12 @@ Map map_of(const py::object& tensor, const char* name) {
                             : view.is<Float16Bits>() ? std::pair<void*, Float>(view.map<Float16Bits>(last), Float::f16)
                                                      : std::pair<void*, Float>(view.map<float>(last), Float::f32);
   return {data, kind, view.size(0), view.size(1), view.size(2) * view.size(3), last};
+}
+
+Map fresh_map_of(const py::object& tensor, const char* name) {
+  const Map map = map_of(tensor, name);
+  prefer_huge_pages(map.data, map.images * map.channels * map.positions * (map.kind == Float::f32 ? 4 : 2));
+  return map;
 }
 
 void check_same_sizes(const Map& map, const char* name, const Map& like) {

@@ -13,6 +13,9 @@ namespace vifast {
 // A tensor [N, C, H, W] of float32, float16 or bfloat16, contiguous or channels-last.
 Map map_of(const py::object& tensor, const char* name);
 
+// The same of a map that was just allocated, to be written.
+Map fresh_map_of(const py::object& tensor, const char* name);
+
 // Throws unless `map` has the sizes of `like`.
 void check_same_sizes(const Map& map, const char* name, const Map& like);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../huge_pages.h"
 #include "../parallel.h"
 #include "../tensor_view.h"
 #include "bind.h"
@@ -41,6 +42,7 @@ void prompt_consistency_backward(py::object grad, py::object prompts, py::object
   float* out = TensorView(grad_new, "grad_new").data<float>({n});
   const float scale = *pg / static_cast<float>(std::max<int64_t>(n, 1));
   py::gil_scoped_release release;
+  prefer_huge_pages(out, n * 4);
   parallel_for(n, kPart, threads, [&](int64_t i0, int64_t i1) {
     VIFAST_DISPATCH(difference_sign, a + i0, b + i0, i1 - i0, scale, out + i0);
   });

@@ -58,7 +58,7 @@ void purifier_backward(py::object grad, py::object pooled, py::object x, py::obj
                        py::object rstd, py::object weight, py::object bias, bool instance, py::object to_x, py::object to_gate_u,
                        py::object to_gate_x, py::object sums, int threads) {
   const PurifierInputs in = inputs_of(x, gate_u, gate_x, mean, rstd, weight, bias);
-  const Map maps[] = {map_of(to_x, "to_x"), map_of(to_gate_u, "to_gate_u"), map_of(to_gate_x, "to_gate_x")};
+  const Map maps[] = {fresh_map_of(to_x, "to_x"), fresh_map_of(to_gate_u, "to_gate_u"), fresh_map_of(to_gate_x, "to_gate_x")};
   check_same_sizes(maps[0], "to_x", in.x);
   check_same_sizes(maps[1], "to_gate_u", in.x);
   check_same_sizes(maps[2], "to_gate_x", in.x);

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from vifast import _checks
 from vifast._progress import steps
+from vifast.kernels import _C
 from vifast.retrieval._arguments import METRICS, as_tensor, features
 from vifast.retrieval.products import GalleryProducts, block_rows, check_sizes, finite_norms, origin_of
 from vifast.retrieval.ranking import RankFold, RankMetrics
@@ -143,6 +144,8 @@ def fold_products(query: Tensor, gallery: Tensor, metric: str, state, names=("qu
     check_sizes(names, float(sizes.max()), products.most, gallery.dtype)
     step = block_rows(len(gallery), gallery.dtype)
     workspace = gallery.new_empty(min(step, len(query)), len(gallery), dtype=products.dtype)
+    if products.packs:
+        _C.prefer_huge_pages(workspace.view(-1))
     for start in steps(range(0, len(query), step), "ranking"):
         rows = query[start : start + step]
         state.fold(products.fill(rows, workspace[: len(rows)]), start, products.linear)
