@@ -74,6 +74,10 @@ def test_rows_are_what_the_decoder_gives(samples, tmp_path, on_disk, resample):
     assert cache.read(np.array(rows), out=out) is out
     assert (out == wanted[rows]).all()
     assert [(batch.numpy() == wanted[rows]).all() for batch in cache.images([rows, rows])] == [True, True]
+    cache.expect(rows)
+    cache.expect([19, 0])
+    cache.expect([])
+    assert (cache.read([19]) == wanted[19]).all()
     cache.verify()
     again = pickle.loads(pickle.dumps(cache))
     assert (everything(again) == wanted).all()
@@ -323,6 +327,8 @@ def test_sums_are_crc32_of_the_rows(samples, tmp_path):
 def test_no_such_image(samples, rows):
     with pytest.raises(IndexError, match=rf"indices: expected 0 to 19, got {rows[-1]}"):
         open_cache(samples, size=SIZE).read(rows)
+    with pytest.raises(IndexError, match=rf"indices: expected 0 to 19, got {rows[-1]}"):
+        open_cache(samples, size=SIZE, folder=samples.paths[0].parent).expect(rows)
 
 
 @pytest.mark.parametrize(
