@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 
-def interleaved(providers, rounds, seconds):
+def interleaved(providers, rounds, seconds, warm=False):
     """Times every provider once a round, so that a slow moment of the machine hits all alike; {name: sorted seconds}.
 
     Stops after ``rounds`` rounds, or when ``seconds`` are spent after at least one. What a provider must ``prepare``
-    is not timed.
+    is not timed. All run once before, unless they are ``warm``.
     """
-    for run in providers.values():
+    for run in () if warm else providers.values():
         prepare(run)
         run()
     times = {name: [] for name in providers}

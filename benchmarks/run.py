@@ -1,4 +1,4 @@
-"""Runs the benchmarks and records them: ``python benchmarks/run.py [--smoke] [--only OP ...] [--out FILE]``.
+"""Runs the benchmarks and records them: ``python benchmarks/run.py [--smoke] [--only OP[:SIZE] ...] [--out FILE]``.
 
 Each line of the record is one pass (both, forward, backward) of one provider at one size: percentiles of its time, the
 ratio to the floor and to vifast in the same process, peak memory, and the machine, versions and commit it came from.
@@ -21,6 +21,7 @@ from measure import interleaved, peak_mib, quantile
 import vifast
 from vifast import functional
 
+SLOW = 2  # seconds of a rival beyond which forward and backward are not timed apart
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -78,10 +79,12 @@ def check_losses(device):
 
 
 def run_case(case, size, smoke, device):
-    passes = case.passes(*size, device=device)
-    for part, providers in passes.items():
-        main = part == next(iter(passes))
-        times = interleaved(providers, rounds=2 if smoke else 41 if main else 15, seconds=6 if main else 2)
+    slow = set()
+    for number, (part, every) in enumerate(case.passes(*size, device=device).items()):
+        providers = {name: run for name, run in every.items() if name not in slow}
+        rounds, seconds = (41, 6) if number == 0 else (15, 2)
+        times = interleaved(providers, rounds=2 if smoke else rounds, seconds=seconds, warm=number > 0)
+        slow |= {name for name in set(times) - {"floor", "vifast"} if quantile(times[name], 0.5) > SLOW}
         floor, ours = (quantile(times[name], 0.5) for name in ("floor", "vifast"))
         for name, values in times.items():
             median = quantile(values, 0.5)
@@ -103,7 +106,7 @@ def run_case(case, size, smoke, device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="shapes / 16, two rounds, no record")
-    parser.add_argument("--only", nargs="*", metavar="OP", help="these ops alone")
+    parser.add_argument("--only", nargs="*", metavar="OP[:SIZE]", help="these alone, as in triplet_loss:64x2048")
     parser.add_argument("--out", type=Path, help="record to this file instead of results/<device>.jsonl")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,23 +115,28 @@ def main():
     where = environment()
     slug = re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
     out = args.out or RESULTS / f"{slug}.jsonl"
-    chosen = [c for c in CASES if (not args.only or c.op in args.only) and (c.gpu or device == "cpu")]
+    cases = [(case, size) for case in CASES for size in case.sizes if case.gpu or device == "cpu"]
+    chosen = [(c, size) for c, size in cases if not args.only or {c.op, f"{c.op}:{shown(size)}"} & set(args.only)]
     if not chosen:
-        sys.exit(f"--only: expected some of {', '.join(c.op for c in CASES)}, got {' '.join(args.only)}")
-    for case in chosen:
-        for full_size in case.sizes:
-            size = smoke_size(full_size) if args.smoke else full_size
-            rows = [row | where for row in run_case(case, size, args.smoke, device)]
-            for row in rows:
-                memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:9.1f} MiB"
-                print(
-                    f"{row['op']:22} {'x'.join(map(str, size)):>20} {row['pass']:8} {row['provider']:12}"
-                    f" {row['ms_p50']:10.3f} ms {row['to_floor']:6.2f} x floor {row['to_vifast']:6.2f} x vifast",
-                    memory,
-                    flush=True,
-                )
-            if not args.smoke:
-                record(rows, out)
+        known = ", ".join(dict.fromkeys(case.op for case, _ in cases))
+        sys.exit(f"--only: expected some of {known}, got {' '.join(args.only)}")
+    for case, full_size in chosen:
+        size = smoke_size(full_size) if args.smoke else full_size
+        rows = [row | where for row in run_case(case, size, args.smoke, device)]
+        for row in rows:
+            memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:9.1f} MiB"
+            print(
+                f"{row['op']:22} {shown(size):>20} {row['pass']:8} {row['provider']:12} {row['ms_p50']:10.3f} ms"
+                f" {row['to_floor']:6.2f} x floor {row['to_vifast']:6.2f} x vifast",
+                memory,
+                flush=True,
+            )
+        if not args.smoke:
+            record(rows, out)
+
+
+def shown(size):
+    return "x".join(map(str, size))
 
 
 def record(rows, out):
