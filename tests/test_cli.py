@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -110,6 +111,7 @@ def test_doctor_reports_parts_that_are_there_and_missing(vifast, monkeypatch):
     assert "ok instruction set" in lines["C++ for the CPU"]
     assert "ok 0." in lines["vifast"]
     assert "missing" in lines["nvidia-dali-cuda130"] or "ok" in lines["nvidia-dali-cuda130"]
+    assert re.search("ok (DALI|Pillow) on the [CG]PU", lines["image decoder"])
 
 
 def test_version_and_help(vifast):

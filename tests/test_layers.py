@@ -24,7 +24,7 @@ LAYERS = [
 ALONE = {"kernels", "report"}  # these know nothing of vifast but themselves
 EVERYWHERE = {"_checks", "_draws", "_files", "_progress", "_version", "__version__"}
 OPTIONAL = ("triton", "PIL", "accelerate", "jinja2", "matplotlib", "pydantic", "rich", "safetensors", "typer", "yaml")
-OPTIONAL += ("faiss",)
+OPTIONAL += ("faiss", "nvidia")
 
 FILES = sorted([*ROOT.glob("vifast/**/*.py"), *ROOT.glob("kernels/*.py")])
 

@@ -13,7 +13,7 @@ import torch
 
 from vifast._files import write_text
 from vifast.data import Dataset, synthetic
-from vifast.data.loader import read_image
+from vifast.data.images import read_image
 from vifast.report import Curve, Metrics, RankedQuery, Report, write
 from vifast.retrieval.exclude import blocks_of
 from vifast.train.config import dump_config, load_config

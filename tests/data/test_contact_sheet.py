@@ -4,7 +4,7 @@ from PIL import Image
 
 from vifast.data import contact_sheet, sysu, vcm
 from vifast.data.contact_sheet import HEADER, MARGIN
-from vifast.data.loader import read_image
+from vifast.data.images import read_image
 from vifast.data.records import joined
 
 SIZE = (48, 24)

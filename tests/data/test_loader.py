@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from vifast.data import Augment, CrossModalSampler, make_loader, open_cache, sysu
-from vifast.data.augmentation import Exchange
-from vifast.data.loader import read_image
+from vifast.data.augmentation import Exchange, MixUp
+from vifast.data.images import read_image
 
 SIZE = (32, 16)
 NOISY = Augment(pad=2, exchange_visible=Exchange(channel=0.5))
@@ -57,12 +57,52 @@ def test_epochs_and_seeds_differ(train):
     assert not equal(other, first)
 
 
-def test_persistent_workers_follow_the_epoch(train):
+def test_a_loader_follows_the_epoch(train):
     sampler = CrossModalSampler(train.labels, train.modality, num_ids=3, num_instances=2, seed=7)
     loader = make_loader(train, size=SIZE, augment=NOISY, batch_sampler=sampler, num_workers=1)
     for epoch in (0, 1):
-        loader.batch_sampler.set_epoch(epoch)
+        loader.set_epoch(epoch)
         assert equal(list(loader), batches(train, epoch=epoch))
+    loader.start_at(1, 2)
+    assert equal(list(loader), batches(train, epoch=1)[2:])
+
+
+def test_an_epoch_without_a_sampler_of_epochs(train):
+    loader = make_loader(train, size=SIZE, augment=NOISY, batch_size=50)
+    first = list(loader)
+    loader.set_epoch(1)
+    other = list(loader)
+    assert [batch["index"].tolist() for batch in other] == [batch["index"].tolist() for batch in first]
+    assert not equal(other, first)
+
+
+def test_two_iterations_at_a_time_and_one_that_is_left(train):
+    expected = batches(train)
+    loader = make_loader(
+        train,
+        size=SIZE,
+        augment=NOISY,
+        num_workers=2,
+        batch_sampler=CrossModalSampler(train.labels, train.modality, num_ids=3, num_instances=2, seed=7),
+    )
+    next(iter(loader))
+    assert all(equal([a, b], [c, c]) for a, b, c in zip(loader, loader, expected, strict=True))
+
+
+def test_dtype_and_layout(train):
+    (plain, *_), (low, *_) = (list(make_loader(train, size=SIZE, **o)) for o in (
+        {}, {"dtype": torch.bfloat16, "channels_last": True}))  # fmt: skip
+    assert low["image"].dtype == torch.bfloat16
+    assert low["image"].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(plain["image"].bfloat16(), low["image"])
+
+
+def test_mixing_takes_partners_of_the_batch(train):
+    sampler = CrossModalSampler(train.labels, train.modality, num_ids=3, num_instances=2, seed=7)
+    policy = Augment(flip=0.0, pad=0, mixup_cross=MixUp(p=1.0))
+    mixed, plain = (next(iter(make_loader(train, size=SIZE, augment=a, batch_sampler=sampler))) for a in (policy, None))
+    moved = (mixed["image"] != plain["image"]).flatten(1).any(1)
+    assert torch.equal(moved, plain["modality"] == 0)
 
 
 def test_an_image_is_augmented_alike_in_any_batch(train):
@@ -83,13 +123,10 @@ def test_without_a_sampler_all_images_come_in_order_and_unchanged(train):
     np.testing.assert_allclose(restored.permute(1, 2, 0).numpy() * 255, pixels, atol=1e-3)
 
 
-def test_accelerate_moves_both_epochs(train):
+def test_accelerate_leaves_a_loader_as_it_is(train):
     accelerate = pytest.importorskip("accelerate")
-    sampler = CrossModalSampler(train.labels, train.modality, num_ids=3, num_instances=2, seed=7)
-    loader = make_loader(train, size=SIZE, augment=NOISY, batch_sampler=sampler)
-    prepared = accelerate.Accelerator(cpu=True).prepare(loader)
-    assert equal(list(prepared), batches(train, epoch=0))
-    assert equal(list(prepared), batches(train, epoch=1))
+    loader = make_loader(train, size=SIZE)
+    assert accelerate.Accelerator(cpu=True).prepare(loader) is loader
 
 
 def test_grey_files_and_other_sizes_are_brought_to_rgb_at_size(tmp_path):
@@ -109,13 +146,33 @@ def test_a_file_that_cannot_be_decoded_is_named(train, tmp_path, damage):
         read_image(path, SIZE)
 
 
-def test_a_truncated_image_is_named_through_workers(sysu_copy):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_image_is_named_or_replaced(sysu_copy, num_workers, caplog):
     train = sysu.load(sysu_copy).train
-    train.paths[4].write_bytes(train.paths[4].read_bytes()[:300])
-    with pytest.raises(ValueError, match=re.escape(str(train.paths[4]))):
-        list(make_loader(train, size=SIZE, num_workers=1))
-    with pytest.raises(ValueError, match=re.escape(str(train.paths[4]))):
+    bad = train.paths[4]
+    bad.write_bytes(bad.read_bytes()[:300])
+    options = {"size": SIZE, "loader": "pillow", "num_workers": num_workers, "batch_size": 7}
+    with pytest.raises(ValueError, match=re.escape(f"{bad}: cannot be decoded")):
+        list(make_loader(train, **options))
+    with pytest.raises(ValueError, match=re.escape(str(bad))):
         open_cache(train, size=SIZE)
+    loader = make_loader(train, on_damage="skip", **options)
+    index = torch.cat([batch["index"] for batch in loader])
+    (moved,) = (index != torch.arange(len(train))).nonzero().flatten().tolist()
+    other = int(index[4])
+    assert (moved, train.labels[other], train.modality[other]) == (4, train.labels[4], train.modality[4])
+    assert caplog.text.count(str(bad)) == 1
+    assert f"in its place: {train.paths[other]}" in caplog.text
+    assert equal(list(loader), list(loader))
+
+
+def test_an_identity_without_another_image_is_an_error(sysu_copy):
+    train = sysu.load(sysu_copy).train
+    alone = np.flatnonzero((train.labels == 0) & (train.modality == 1))
+    for row in alone:
+        train.paths[row].write_bytes(b"")
+    with pytest.raises(ValueError, match="label 0 has no other infrared image that can be decoded"):
+        list(make_loader(train, size=SIZE, on_damage="skip", loader="pillow"))
 
 
 def test_a_missing_image_is_named(train, tmp_path):
@@ -138,21 +195,15 @@ def test_no_samples_is_an_error(train):
         make_loader(train.select(train.labels < 0), size=SIZE)
 
 
-def test_accelerate_shards_whole_batches_over_processes(train):
-    shard = pytest.importorskip("accelerate.data_loader").BatchSamplerShard
-    sampler = CrossModalSampler(train.labels, train.modality, num_ids=3, num_instances=2)
-    loader = make_loader(train, size=SIZE, batch_sampler=sampler)
-    shares = [list(shard(loader.batch_sampler, num_processes=2, process_index=rank)) for rank in (0, 1)]
-    expected = list(loader.batch_sampler)[: 2 * (len(sampler) // 2)]
-    assert [batch for pair in zip(*shares, strict=True) for batch in pair] == expected
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        ({"num_workers": -1}, "num_workers: expected at least 0, got -1"),
-        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size: expected an integer >= 1, got 0"),
+        ({"num_workers": -1}, "num_workers: expected an integer >= 0, got -1"),
+        ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
+        ({"loader": "opencv"}, "loader: expected one of auto, dali, pillow, got 'opencv'"),
+        ({"resample": "cubic"}, "resample: expected one of bilinear, lanczos, got 'cubic'"),
+        ({"on_damage": "ignore"}, "on_damage: expected one of error, skip, got 'ignore'"),
         ({"size": (0, 4)}, r"size: expected \(height, width\)"),
         ({"size": (4,)}, r"size: expected \(height, width\)"),
     ],

@@ -3,10 +3,11 @@
 import re
 
 import pytest
+import torch
 
-from vifast.data import CrossModalSampler, IdklSampler, ReplacementSampler, synthetic
+from vifast.data import CrossModalSampler, IdklSampler, ReplacementSampler, make_loader, synthetic
 from vifast.train.config import dump_config, load_config
-from vifast.train.datasets import open_dataset, train_loader
+from vifast.train.datasets import eval_loader, open_dataset, train_loader
 from vifast.train.log import read_metrics
 from vifast.train.loop import Trainer
 
@@ -76,7 +77,7 @@ def test_the_sampler_is_chosen_and_divided(sysu_root, name, kind):
     overrides = [f"data={sysu_root}", *TINY, f"dataset.sampler={name}", "dataset.short=repeat", "seed=3"]
     config = load_config("agw-sysu", overrides)
     loader = train_loader(open_dataset(config), config, rank=1, world_size=2)
-    sampler = loader.batch_sampler.batch_sampler
+    sampler = loader.batch_sampler
     assert type(sampler) is kind
     assert (sampler.rank, sampler.world_size, sampler.seed, sampler.num_ids, len(loader)) == (1, 2, 3, 2, 2)
     with pytest.raises(ValueError, match="num_ids: expected a multiple of world_size 3, got 2"):
@@ -104,3 +105,20 @@ def test_the_cache_is_a_choice_once_a_flag(value, name):
     config = load_config("agw-sysu", [f"dataset.cache={value}"])
     assert config.dataset.cache == name
     assert f"cache: {name}\n" in dump_config(config)
+
+
+def test_how_images_are_decoded_is_configured(sysu_root, tmp_path):
+    options = ["loader=pillow", "resample=lanczos", "workers=0"]
+    cached = ["cache=disk", f"cache_folder={tmp_path}"]
+
+    def config(*options):
+        return load_config("agw-sysu", [f"data={sysu_root}", *TINY, *(f"dataset.{option}" for option in options)])
+
+    dataset = open_dataset(config())
+    expected = next(iter(make_loader(dataset.query, size=(32, 16), resample="lanczos", loader="pillow")))["image"]
+    for chosen, name in ((options, "pillow"), ([*options, *cached], "memory")):
+        loader = eval_loader(dataset.query, config(*chosen))
+        assert loader.loader == name
+        assert torch.equal(next(iter(loader))["image"], expected)
+    batch = next(iter(train_loader(dataset, config(*options))))
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)

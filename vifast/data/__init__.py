@@ -2,7 +2,7 @@
 
 from vifast.data.augmentation import Augment
 from vifast.data.cache import ImageCache, open_cache
-from vifast.data.loader import make_loader
+from vifast.data.loader import Loader, make_loader
 from vifast.data.records import Dataset, Samples
 from vifast.data.samplers import CrossModalSampler, IdklSampler, ReplacementSampler
 
@@ -12,6 +12,7 @@ __all__ = [
     "Dataset",
     "IdklSampler",
     "ImageCache",
+    "Loader",
     "ReplacementSampler",
     "Samples",
     "make_loader",

@@ -13,22 +13,19 @@ import logging
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from vifast import _checks
 from vifast._files import durable, writing
 from vifast._progress import steps
-from vifast.data.loader import read_image
+from vifast.data.images import read_image
 from vifast.data.records import Samples
+from vifast.data.resize import check_size
 
-RESAMPLE = ("bilinear", "lanczos")
 MARK, VERSION, PAGE = b"vifastIM", 1, 4096
 _log = logging.getLogger("vifast.data")
 
@@ -87,11 +84,6 @@ class ImageCache:
             raise IndexError(f"indices: expected 0 to {len(self) - 1}, got {outside[0]}")
         return rows
 
-    def images(self, batches: Iterable[Sequence[int]]) -> Iterator[Tensor]:
-        """The images of each batch of indices, in order, as a loader asks for them: uint8 `[B, H, W, 3]`."""
-        for batch in batches:
-            yield torch.from_numpy(self.read(batch))
-
     def verify(self) -> None:
         """ValueError that names the file and the first image whose bytes are not those that were written."""
         for row in steps(range(len(self) if self._file else 0), "verifying"):
@@ -142,9 +134,7 @@ def open_cache(
         >>> cache.read([0, 0]).shape, cache.read([0])[0, 0, 0].tolist()
         ((2, 8, 4, 3), [255, 0, 0])
     """
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size: expected (height, width) in pixels, got {size!r}")
-    _checks.one_of("resample", resample, RESAMPLE)
+    check_size(size, resample)
     if not len(samples):
         raise ValueError("samples: expected at least one image, got none")
     if folder is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vifast._files import write_bytes
-from vifast.data.loader import read_image
+from vifast.data.images import read_image
 from vifast.data.records import INFRARED, Samples
 
 MARGIN, HEADER = 36, 16  # pixels left of the rows, for identities, and above the columns, for cameras

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vifast import _checks
-from vifast.data.loader import open_image
+from vifast.data.images import open_image
 from vifast.data.records import MODALITIES, Row, require
 
 ON_DAMAGE = ("error", "skip")

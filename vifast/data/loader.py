@@ -1,168 +1,155 @@
-"""Images to batches on the CPU: Pillow decoding in torch's DataLoader."""
+"""Batches for training and evaluation: decoded ahead of the caller, augmented at once on the device they are for."""
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
+from torch.utils.data import BatchSampler, SequentialSampler
 
-from vifast.data.augmentation import Augment
+from vifast import _checks
+from vifast.data.augmentation import Augment, partners
+from vifast.data.cache import ImageCache
+from vifast.data.dali import DaliSource, why_missing
 from vifast.data.records import Samples
+from vifast.data.resize import check_size
+from vifast.data.sources import Files, MemorySource, PillowSource
 from vifast.functional import AugmentParams, augment
 
-if TYPE_CHECKING:
-    from vifast.data.cache import ImageCache
-
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises for broken files
+LOADERS = ("auto", "dali", "pillow")
+MOST_WORKERS = 8  # of those that are taken by themselves
 
 
-def open_image(path: str | os.PathLike):
-    """Decode an image to its end: a Pillow image in RGB.
+class Loader:
+    """Iterable of batches, see :func:`make_loader`. Each iteration asks the batch sampler anew.
 
-    Raises:
-        ValueError: the file cannot be decoded; the message has its path.
-        FileNotFoundError: there is no such file.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
-    except FileNotFoundError:
-        raise
-    except (*_BROKEN, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be decoded ({error})") from error
-
-
-def read_image(path: str | os.PathLike, size: tuple[int, int], resample: str = "bilinear") -> np.ndarray:
-    """Decode an image to RGB and resize it (`"bilinear"`, `"lanczos"`) to `size` = (height, width): uint8 `[H, W, 3]`.
-
-    Raises:
-        ValueError: the file cannot be decoded to its end; the message has its path.
-        FileNotFoundError: there is no such file.
-    """
-    from PIL import Image
-
-    image = open_image(path)
-    return np.array(image if image.size == size[::-1] else image.resize(size[::-1], Image.Resampling[resample.upper()]))
-
-
-class ImageDataset(Dataset):
-    """Samples as dicts of image, label, camera, modality and index.
-
-    An item is asked for by `(epoch, index)`. Its random numbers are a function of `(seed, epoch, index)`: the same for
-    any order of items, batch and number of workers.
+    Attributes:
+        batch_sampler: as given.
+        loader: `"dali"`, `"pillow"` or `"memory"`: who decodes.
     """
 
-    def __init__(self, samples: Samples, *, size: tuple[int, int], augment: Augment | None, cache, seed: int):
-        self.samples, self.size, self.augment, self.cache, self.seed = samples, size, augment, cache, seed
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | int]:
-        epoch, index = key
-        image = read_image(self.samples.paths[index], self.size) if self.cache is None else self.cache.read([index])[0]
-        modality = int(self.samples.modality[index])
-        if self.augment is None:
-            params = AugmentParams.identity(1)
-        else:
-            params = self.augment.draw([index], [modality], self.size, seed=self.seed, epoch=epoch)
-        tensor = augment(torch.from_numpy(image)[None], params)[0]
-        return {
-            "image": tensor,
-            "label": int(self.samples.labels[index]),
-            "camera": int(self.samples.cams[index]),
-            "modality": modality,
-            "index": index,
-        }
-
-
-class _EpochKeys:
-    """The batches of a sampler with its epoch beside every index, so that no worker needs to be told the epoch."""
-
-    def __init__(self, batch_sampler: Iterable[list[int]]):
-        self.batch_sampler = batch_sampler
-        self.epoch = 0
-        # Accelerate shards batches over processes only where it finds both.
-        self.batch_size = getattr(batch_sampler, "batch_size", None)
-        self.drop_last = getattr(batch_sampler, "drop_last", False)
+    def __init__(self, samples, source, loader, batch_sampler, policy, seed, size, device, dtype, channels_last):
+        self.batch_sampler, self.loader = batch_sampler, loader
+        self._samples, self._source, self._policy, self._seed, self._size = samples, source, policy, seed, size
+        self._device, self._augment = device, partial(augment, dtype=dtype, channels_last=channels_last)
+        self._columns = [torch.from_numpy(column) for column in (samples.labels, samples.cams, samples.modality)]
+        self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        """Choose the epoch of the next iteration, for the sampler as well if it has one."""
+        self._epoch = epoch
         if hasattr(self.batch_sampler, "set_epoch"):
             self.batch_sampler.set_epoch(epoch)
 
     def start_at(self, epoch: int, step: int) -> None:
         """As the sampler's: the next iteration begins with batch `step` of `epoch`."""
-        self.epoch = epoch
+        self._epoch = epoch
         self.batch_sampler.start_at(epoch, step)
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.batch_sampler:
-            yield [(self.epoch, index) for index in batch]
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        epoch = getattr(self.batch_sampler, "epoch", self._epoch)
+        for rows, images in self._source.batches(self.batch_sampler):
+            yield self._batch(torch.tensor(rows), images, epoch)
+
+    def _batch(self, index: Tensor, images: Tensor, epoch: int) -> dict[str, Tensor]:
+        label, camera, modality = (column[index] for column in self._columns)
+        if self._policy is None:
+            params = AugmentParams.identity(len(index))
+        else:
+            partner = partners(label, modality) if self._policy.mixes else None
+            params = self._policy.draw(index, modality, self._size, seed=self._seed, epoch=epoch, partner=partner)
+        columns = {"label": label, "camera": camera, "modality": modality, "index": index}
+        if self._device.type != "cpu":
+            images, params = (part.to(self._device, non_blocking=True) for part in (images, params))
+            columns = {name: column.to(self._device, non_blocking=True) for name, column in columns.items()}
+        return {"image": self._augment(images, params), **columns}
 
 
 def make_loader(
     samples: Samples,
     *,
     size: tuple[int, int],
+    resample: str = "bilinear",
     augment: Augment | None = None,
     batch_sampler: Iterable[list[int]] | None = None,
     batch_size: int = 64,
-    num_workers: int = 0,
-    cache: "ImageCache | None" = None,
+    loader: str = "auto",
+    num_workers: int | None = None,
+    cache: ImageCache | None = None,
+    on_damage: str = "error",
     seed: int = 0,
-) -> DataLoader:
-    """A DataLoader over `samples`; the same seed gives the same batches for any number of workers.
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> Loader:
+    """Batches of `samples`; the same seed gives the same bits for any loader, number of workers and batches.
 
-    Call `loader.batch_sampler.set_epoch(epoch)` before every epoch of training: it reaches the sampler and the
-    augmentation (Accelerate's prepared loaders do so by themselves).
+    On the CPU, that is: DALI on a GPU has another decoder and rounds otherwise, see docs/data.md. Call `set_epoch`
+    before every epoch of training. The loader belongs to one process; to share batches out over several, give it the
+    sampler of one (`rank` and `world_size` of the samplers). Accelerate's `prepare` leaves it as it is.
 
     Args:
         samples: what to load.
         size: (height, width) of the images.
-        augment: training transform; None only normalises.
-        batch_sampler: lists of indices, e.g. `CrossModalSampler`; by default all samples in order, `batch_size` at
-            once.
+        resample: filter of the resize, `"bilinear"` or `"lanczos"`.
+        augment: what happens to images in training; None only normalises.
+        batch_sampler: lists of rows, e.g. `CrossModalSampler`; by default all samples in order, `batch_size` at once.
         batch_size: images of a batch without a `batch_sampler`.
-        num_workers: processes that decode; 0 decodes in the caller.
-        cache: the images of `samples` at `size`, see `vifast.data.open_cache`: nothing is decoded.
+        loader: who decodes: `"dali"`, `"pillow"`, or `"auto"`, which is DALI where it is installed.
+        num_workers: threads that decode, two batches ahead; None for one a processor, 8 at most. With 0 Pillow decodes
+            in the caller when asked, and DALI has one thread.
+        cache: the same images decoded, of `open_cache`; then no file is read and `resample` is the cache's.
+        on_damage: `"error"` raises for a file that cannot be decoded; `"skip"` logs it and takes the next image of the
+            same identity and modality in its place (`index` says which).
         seed: key of the augmentation's random numbers.
+        device: where batches are augmented and handed over.
+        dtype: of the images: float32, bfloat16 or float16.
+        channels_last: memory format of the images.
 
     Returns:
-        Loader of dicts: `image [B, 3, H, W]` float32, `label`, `camera`, `modality`, `index` `[B]` int64.
+        Iterable with a length, of dicts: `image [B, 3, H, W]`, `label`, `camera`, `modality`, `index` `[B]` int64.
 
     Raises:
         ValueError: an argument is out of range; or, when an image is read, it cannot be decoded (its path is named).
+        ImportError: `loader="dali"` without DALI.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("num_workers", num_workers, 0),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+    _checks.count("batch_size", batch_size)
+    if num_workers is None:
+        num_workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    _checks.count("num_workers", num_workers, 0)
+    _checks.count("seed", seed, 0)
+    check_size(size, resample)
+    _checks.one_of("loader", loader, LOADERS)
     if not len(samples):
         raise ValueError("samples: expected at least one image, got none")
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size: expected (height, width) in pixels, got {size!r}")
-    if cache is not None and (len(cache), *cache.size) != (len(samples), *size):
-        found = f"{len(cache)} at {cache.size}"
-        raise ValueError(f"cache: expected {len(samples)} images at {tuple(size)} as in samples, got {found}")
+    size, device = tuple(size), torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     if batch_sampler is None:
         batch_sampler = BatchSampler(SequentialSampler(range(len(samples))), batch_size, drop_last=False)
-    dataset = ImageDataset(samples, size=tuple(size), augment=augment, cache=cache, seed=seed)
-    return DataLoader(
-        dataset,
-        batch_sampler=_EpochKeys(batch_sampler),
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+    files, pinned = Files(samples, size, resample, on_damage), device.type == "cuda"
+    if cache is not None:
+        if (len(cache), *cache.size) != (len(samples), *size):
+            got = f"{len(cache)} at {cache.size}"
+            raise ValueError(f"cache: expected {len(samples)} images at {size} as in samples, got {got}")
+        loader, source = "memory", MemorySource(cache, pinned=pinned)
+    elif _chosen(loader) == "dali":
+        loader, source = "dali", DaliSource(files, threads=max(num_workers, 1), device=device)
+    else:
+        loader, source = "pillow", PillowSource(files, threads=num_workers, pinned=pinned)
+    return Loader(samples, source, loader, batch_sampler, augment, seed, size, device, dtype, channels_last)
+
+
+def _chosen(loader: str) -> str:
+    if loader == "pillow":
+        return loader
+    missing = why_missing()
+    if missing is None:
+        return "dali"
+    if loader == "dali":
+        raise ImportError(f"loader: {missing}")
+    return "pillow"

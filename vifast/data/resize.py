@@ -7,8 +7,8 @@ whole numbers, rounded to 0..255: first along every row, then along every column
 
 Shapes   images [h, w, 3] uint8 of any h and w; out [B, H, W, 3] uint8.
 Memory   one image of [h, W, 3].
-Source   Pillow's ``Image.resize``, up to version 12. Version 13 does columns first where the height shrinks, which moves
-         values by 1 at most (by more where Lanczos overshoots 0..255, which is cut off between the two).
+Source   Pillow's ``Image.resize``, up to version 12. Version 13 does columns first where the height shrinks: values
+         move by 1 at most, by more where Lanczos overshoots 0..255, which is cut off between the two.
 """
 
 import math

@@ -37,7 +37,8 @@ class DatasetConfig(Section):
     ``mode`` and ``shots`` are SYSU-MM01's, ``draw`` its and LLCM's, ``split`` RegDB's, ``direction`` all others',
     ``frames`` and ``min_frames`` HITSZ-VCM's; None takes the reader's own default: see the readers. A batch has
     ``num_ids`` identities with ``num_instances`` images in each modality, over all processes of the run. ``sampler``
-    chooses them, see `vifast.data.samplers`, also for ``short``, which is ``idkl``'s. ``cache`` keeps decoded images:
+    chooses them, see `vifast.data.samplers`, also for ``short``, which is ``idkl``'s. ``loader`` decodes with
+    ``workers`` threads and resizes by ``resample``, see `vifast.data.make_loader`. ``cache`` keeps decoded images:
     those of training in ``memory``, or all on ``disk`` for this run and others, in ``cache_folder``, by default
     ``.vifast-cache`` in the dataset's folder. ``on_damage`` stops at what is wrong on disk, or logs it and leaves it
     out; with ``decode`` that includes images that do not decode to their end (about a millisecond an image, before
@@ -61,7 +62,9 @@ class DatasetConfig(Section):
     sampler: Literal["pk", "idkl", "with_replacement"] = "pk"
     short: Literal["error", "skip", "repeat"] = "error"
     augment: Augment = Augment()
-    workers: int = Field(0, ge=0)
+    loader: Literal["auto", "dali", "pillow"] = "auto"
+    resample: Literal["bilinear", "lanczos"] = "bilinear"
+    workers: int | None = Field(None, ge=0)
     cache: Annotated[Literal["none", "memory", "disk"], BeforeValidator(_named_cache)] = "none"
     cache_folder: Path | None = None
 

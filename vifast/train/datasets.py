@@ -1,19 +1,20 @@
 """From a configuration to its dataset and loaders."""
 
-from torch.utils.data import DataLoader
+import torch
 
 from vifast.data import (
     CrossModalSampler,
     Dataset,
     IdklSampler,
     ImageCache,
+    Loader,
     ReplacementSampler,
     Samples,
     make_loader,
     open_cache,
 )
 from vifast.data.layouts import READERS
-from vifast.train.config import ConfigError, TrainConfig
+from vifast.train.config import ConfigError, DatasetConfig, TrainConfig
 
 _OPTIONS = {  # of DatasetConfig, by reader
     "sysu": ("mode", "shots", "draw"),
@@ -39,8 +40,10 @@ def open_dataset(config: TrainConfig) -> Dataset:
     return READERS[config.dataset.name](config.data, **options)
 
 
-def train_loader(dataset: Dataset, config: TrainConfig, *, rank: int = 0, world_size: int = 1) -> DataLoader:
-    """Augmented cross-modal PxK batches of the training split, or the share of one process in them."""
+def train_loader(
+    dataset: Dataset, config: TrainConfig, *, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
+) -> Loader:
+    """Augmented cross-modal PxK batches of the training split on `device`, or the share of one process in them."""
     options = config.dataset
     sampler = _SAMPLERS[options.sampler](
         dataset.train.labels,
@@ -58,25 +61,35 @@ def train_loader(dataset: Dataset, config: TrainConfig, *, rank: int = 0, world_
         size=(options.height, options.width),
         augment=options.augment,
         batch_sampler=sampler,
-        num_workers=options.workers,
+        on_damage=options.on_damage,
+        channels_last=config.channels_last,
+        device=device,
+        **_decoding(options),
         cache=image_cache(dataset.train, config) if options.cache != "none" else None,
         seed=config.seed,
     )
 
 
-def eval_loader(samples: Samples, config: TrainConfig) -> DataLoader:
-    """All samples in order, resized and normalised only."""
+def eval_loader(samples: Samples, config: TrainConfig, *, device: torch.device | str = "cpu") -> Loader:
+    """All samples in order, resized and normalised only; a file that cannot be decoded is always an error."""
     options = config.dataset
     return make_loader(
         samples,
         size=(options.height, options.width),
-        num_workers=options.workers,
+        device=device,
+        **_decoding(options),
         cache=image_cache(samples, config) if options.cache == "disk" else None,
     )
+
+
+def _decoding(options: DatasetConfig) -> dict:
+    return {"loader": options.loader, "num_workers": options.workers, "resample": options.resample}
 
 
 def image_cache(samples: Samples, config: TrainConfig, *, rebuild: bool = False) -> ImageCache:
     """The decoded images of `samples`, in memory or, with ``dataset.cache=disk``, in the run's cache folder."""
     options = config.dataset
     folder = None if options.cache != "disk" else options.cache_folder or config.data / ".vifast-cache"
-    return open_cache(samples, size=(options.height, options.width), folder=folder, rebuild=rebuild)
+    return open_cache(
+        samples, size=(options.height, options.width), resample=options.resample, folder=folder, rebuild=rebuild
+    )

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
+from vifast.data import dali
 from vifast.train.provenance import git_commit, versions
 
 _USES = {
     "triton": "GPU kernels; part of torch's CUDA builds on Linux",
-    "nvidia-dali-cuda130": 'GPU image decoding; pip install "vifast[dali]"',
+    "nvidia-dali-cuda130": f"faster image decoding; {dali.INSTALL}",
 }
 _TRAIN = 'training, report and command line; pip install "vifast[train]"'
 
@@ -32,7 +33,7 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Findings about the platform, the back ends and the packages; raises nothing."""
-    return [*_platform(), *_back_ends(), *_packages()]
+    return [*_platform(), *_back_ends(), _decoder(), *_packages()]
 
 
 def _platform() -> Iterator[Finding]:
@@ -71,6 +72,12 @@ def _back_ends() -> Iterator[Finding]:
         else:
             state = f"instruction set {module.isa()}" if name == "_C" else ""
             yield Finding(what, True, state, f"vifast.kernels.{name}")
+
+
+def _decoder() -> Finding:
+    if (missing := dali.why_missing()) is not None:
+        return Finding("image decoder", True, "Pillow on the CPU", missing)
+    return Finding("image decoder", True, f"DALI on the {'GPU' if torch.cuda.is_available() else 'CPU'}")
 
 
 def _packages() -> Iterator[Finding]:

@@ -81,21 +81,19 @@ def evaluate_system(system: System, dataset: Dataset, config: TrainConfig) -> Ev
 
 def _extract_sides(system: System, dataset: Dataset, config: TrainConfig) -> Extraction:
     parts = {"query": dataset.query, "gallery": dataset.gallery}
-    query, gallery = (extract(system, steps(eval_loader(part, config), name)) for name, part in parts.items())
+    device = next(system.parameters()).device
+    loaders = {name: eval_loader(part, config, device=device) for name, part in parts.items()}
+    query, gallery = (extract(system, steps(loader, name)) for name, loader in loaders.items())
     return Extraction(query, gallery, dataset, config.dataset)
 
 
 def extract(system: System, loader: Iterable[Batch]) -> Tensor:
-    """Features of all images in the loader's order, float32 ``[N, D]`` on the CPU."""
-    device = next(system.parameters()).device
+    """Features of all images in the loader's order, float32 ``[N, D]`` on the CPU; it loads to the system's device."""
     training = system.training
     system.eval()
     try:
         with torch.inference_mode():
-            parts = [
-                system.embed({name: value.to(device, non_blocking=True) for name, value in batch.items()})
-                for batch in loader
-            ]
+            parts = [system.embed(batch) for batch in loader]
             return torch.cat([part.float().cpu() for part in parts])
     finally:
         system.train(training)

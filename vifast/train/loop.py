@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from vifast import systems
@@ -62,7 +62,7 @@ class Trainer:
         optimizer = build_optimizer(system, config.optimizer)
         # Not prepared: the sampler gives every process its part of the batch, which Accelerate would divide again.
         ranks = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
-        self.loader = train_loader(self.dataset, config, **ranks)
+        self.loader = train_loader(self.dataset, config, **ranks, device=self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(system, optimizer)
         if resume and (folder := checkpoint.latest(self.out)) is not None:
             self._restore(folder)
@@ -123,9 +123,6 @@ class Trainer:
             log.train(self.step, {**scalars, "lr_factor": factor}, images=images, epoch=epoch)
 
     def _train_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
-        if self.config.channels_last:
-            batch["image"] = batch["image"].contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad()
         parts = self.model(batch)
         self.accelerator.backward(parts["loss"])
