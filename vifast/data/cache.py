@@ -64,7 +64,7 @@ class ImageCache:
     def expect(self, indices: Sequence[int]) -> None:
         """Has the system fetch the images that will be read next, while the caller does something else.
 
-        From disk, with 30 ms between batches of 64 images of 384 x 144, `read` then waited 0.37 to 0.52 times as long;
+        From disk, with 30 ms between batches of 64 images of 384 x 144, `read` then waited 0.37 to 0.58 times as long;
         where all is in memory, this costs 4 us an image.
 
         Raises:
