@@ -8,6 +8,7 @@ Shapes   feat_v, feat_i [N, D], labels [N] int64; out: loss [], and of the four 
          sample and their distances, index and dist [4, 2, N].
 Identity a center counts once. The CPU has one row a center; elsewhere their number would have to be read back, so a
          center stands beside every row of its identity (a copy changes no extreme) and anchors weigh 1 / count.
+Launches on a GPU up to CENTERED rows one forward and one backward, see center_triplet_small.
 Defined  an anchor without negatives counts as 0; no rows: 0.
 Memory   centers, a copy of the inputs, and the gradients.
 Floor    with K identities K x K, N x K and K x N products over D.
@@ -24,7 +25,10 @@ from torch import Tensor
 from vifast.kernels import _C
 from vifast.kernels._cpu import float_rows
 from vifast.kernels._registry import Op, check
+from vifast.kernels._small import CENTERED
+from vifast.kernels._softmax import gpu_pair
 from vifast.kernels.batch_hard import batch_hard, batch_hard_backward
+from vifast.kernels.center_triplet_small import mine, pull
 from vifast.kernels.class_centers import row_centers
 
 METRIC = "euclidean"
@@ -147,6 +151,15 @@ def _cpu(feat_v, feat_i, labels, margin, sample_weight, symmetric, precision):
     return _mine(_compact(feat_v, feat_i, labels)[0], margin, sample_weight, symmetric, precision, out)
 
 
+@center_triplet.register_kernel("cuda")
+def _triton(feat_v, feat_i, labels, margin, sample_weight, symmetric, precision):
+    if not 0 < len(labels) <= CENTERED or feat_v.size(1) == 0:
+        return center_triplet.definition(feat_v, feat_i, labels, margin, sample_weight, symmetric, precision)
+    out = _alloc(feat_v, feat_i, labels, margin, sample_weight, symmetric, precision)
+    mine(*gpu_pair(feat_v, feat_i), labels.contiguous(), margin, sample_weight, symmetric, out)
+    return out
+
+
 def _backward_ref(
     grad: Tensor,
     dist: Tensor,
@@ -178,6 +191,17 @@ def _cpu_backward(grad, dist, index, feat_v, feat_i, labels, margin, sample_weig
     share, codes = counts.unsqueeze(1), layout.codes
     sides = ((feat_v, "v"), (feat_i, "i"))
     return tuple(grads[f"f_{s}"].add_((grads[f"c_{s}"] / share)[codes]).to(feat.dtype) for feat, s in sides)
+
+
+@center_triplet_backward.register_kernel("cuda")
+def _triton_backward(grad, dist, index, feat_v, feat_i, labels, margin, sample_weight, symmetric):
+    args = grad, dist, index, feat_v, feat_i, labels, margin, sample_weight, symmetric
+    if not 0 < len(labels) <= CENTERED or feat_v.size(1) == 0:
+        return center_triplet_backward.definition(*args)
+    out = _alloc_backward(*args)
+    rows = *gpu_pair(feat_v, feat_i), labels.contiguous()
+    pull(grad, dist, index, *rows, margin, sample_weight, symmetric, out)
+    return out
 
 
 def _setup(ctx, inputs, output):

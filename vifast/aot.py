@@ -73,6 +73,15 @@ LAUNCHES = {
     "center_hinge_backward": [
         (_floats(), *2 * (x,), *2 * (_indices(len(x)),), 0.0) for x in (_SELF[0], _FEATURES[0], _OTHER[0].bfloat16())
     ],
+    "center_triplet": [
+        (*2 * (_floats(n, 768),), _indices(n), 0.1, 0.5, symmetric, "exact")
+        for n, symmetric in ((16, False), (32, False), (32, True))
+    ]
+    + [(*2 * (_floats(20, 70).bfloat16(),), _indices(20), 0.1, 0.5, False, "exact")],
+    "center_triplet_backward": [
+        (_floats(), _floats(4, 2, n), _indices(8 * n).view(4, 2, n), *2 * (_floats(n, 768),), _indices(n), 0.1, 0.5, s)
+        for n, s in ((16, False), (32, False), (32, True))
+    ],
     "graph_alignment": [
         (_SELF[0], _OTHER_WIDTH, None, 1e-6, False, True, "exact"),
         (_HALF[0], _HALF[0], -5.0, 0.0, True, False, "fast"),

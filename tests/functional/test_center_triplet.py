@@ -65,6 +65,19 @@ def test_a_center_counts_once(backend):
     assert_close(once, twice)
 
 
+def test_a_bad_row_is_loud_and_stays_at_home(backend):
+    """A visible row spoils what mines among visible centers; infrared centers mine and are mined on."""
+    feat_v, feat_i, labels = batch(12, 5, device=backend.device)
+    feat_v[4, 2] = torch.nan
+    feat_v.requires_grad_()
+    loss = F.center_triplet_loss(feat_v, feat_i, labels, margin=9.0)
+    loss.backward()
+    assert loss.isnan()
+    others = labels != labels[4]
+    assert feat_v.grad[others].isfinite().all()
+    assert (feat_v.grad[others] != 0).any()
+
+
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_without_negatives(backend, n):
     feat = torch.randn(n, 3, device=backend.device, requires_grad=True)

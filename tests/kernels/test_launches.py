@@ -16,6 +16,7 @@ pytestmark = pytest.mark.triton
 ROWS, MORE, WIDTH = 32, 64, 40
 TABLE = torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(2))
 KEEP = torch.ones(ROWS)
+NO_LOSS = {"check_finite", "augment", "AugmentParams"}
 
 # Of two sets of ROWS features, of MORE where the name says so, their labels, and the modality of the first.
 CALLS = {
@@ -29,7 +30,7 @@ CALLS = {
     ),
     "triplet_loss, cosine": (5, 3, lambda a, b, labels, modality: F.triplet_loss(a, labels, metric="cosine")),
     "weighted_triplet_loss": (4, 7, lambda a, b, labels, modality: F.weighted_triplet_loss(a, labels)),
-    "center_triplet_loss": (78, 91, lambda a, b, labels, modality: F.center_triplet_loss(a, b, labels)),
+    "center_triplet_loss": (1, 1, lambda a, b, labels, modality: F.center_triplet_loss(a, b, labels)),
     "graph_alignment": (5, 12, lambda a, b, labels, modality: F.graph_alignment(a, b)),
     "relation_alignment": (8, 9, lambda a, b, labels, modality: F.relation_alignment(a, b)),
     "prototype_alignment": (1, 1, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
@@ -77,4 +78,4 @@ def test_launches(name):
 
 
 def test_every_function_is_counted():
-    assert {name.split(",")[0] for name in CALLS} == set(F.__all__) - {"check_finite"}
+    assert {name.split(",")[0] for name in CALLS} == set(F.__all__) - NO_LOSS
