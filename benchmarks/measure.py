@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 
-def interleaved(providers, rounds, seconds, warm=False):
+def interleaved(providers, rounds, seconds, warm=False, settle=False):
     """Times every provider once a round, so that a slow moment of the machine hits all alike; {name: sorted seconds}.
 
     Stops after ``rounds`` rounds, or when ``seconds`` are spent after at least one. What a provider must ``prepare``
-    is not timed. All run once before, unless they are ``warm``.
+    is not timed. All run once before, unless they are ``warm``; with ``settle`` before every timed run: a virtual
+    machine may give free memory back to its host while a slow rival runs, and who comes next would pay for fetching it.
     """
     for run in () if warm else providers.values():
         prepare(run)
@@ -22,6 +23,9 @@ def interleaved(providers, rounds, seconds, warm=False):
         if done >= 1 and time.perf_counter() - start > seconds:
             break
         for name, run in providers.items():
+            if settle:
+                prepare(run)
+                run()
             prepare(run)
             _synchronize()
             begin = time.perf_counter()

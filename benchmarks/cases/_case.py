@@ -14,6 +14,7 @@ class Case:
     sizes: tuple[tuple[int, ...], ...]
     build: Callable[..., dict]
     gpu: bool = True
+    settle: bool = False  # run everything once before each time it is timed, see measure.interleaved
 
     def passes(self, *size, device="cpu"):
         """{pass: {provider: callable}}; what has no gradient has its forward pass alone."""

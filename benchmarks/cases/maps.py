@@ -91,9 +91,9 @@ def _prompt_consistency(n, c, h, w, device="cpu"):
 
 
 CASES = (
-    Case("gem_pool", ((120, 2048, 24, 9), (64, 2048, 24, 8)), _gem_pool),
-    Case("gem_pool_learned", ((64, 2048, 24, 8),), _gem_pool_learned),
-    Case("purifier", ((120, 2048, 24, 9), (120, 2048, 18, 9)), _purifier),
-    Case("purifier_layer", ((60, 2048, 24, 9),), _purifier_layer),
-    Case("prompt_consistency", ((64, 3, 256, 128),), _prompt_consistency),
+    Case("gem_pool", ((120, 2048, 24, 9), (64, 2048, 24, 8)), _gem_pool, settle=True),
+    Case("gem_pool_learned", ((64, 2048, 24, 8),), _gem_pool_learned, settle=True),
+    Case("purifier", ((120, 2048, 24, 9), (120, 2048, 18, 9)), _purifier, settle=True),
+    Case("purifier_layer", ((60, 2048, 24, 9),), _purifier_layer, settle=True),
+    Case("prompt_consistency", ((64, 3, 256, 128),), _prompt_consistency, settle=True),
 )
