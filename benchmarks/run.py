@@ -83,9 +83,8 @@ def run_case(case, size, smoke, device):
     for number, (part, every) in enumerate(case.passes(*size, device=device).items()):
         providers = {name: run for name, run in every.items() if name not in slow}
         rounds, seconds = (41, 6) if number == 0 else (15, 2)
-        times = interleaved(
-            providers, rounds=2 if smoke else rounds, seconds=seconds, warm=number > 0, settle=case.settle
-        )
+        rounds = 2 if smoke else rounds
+        times = interleaved(providers, rounds, seconds, warm=number > 0, settle=case.settle)
         slow |= {name for name in set(times) - {"floor", "vifast"} if quantile(times[name], 0.5) > SLOW}
         floor, ours = (quantile(times[name], 0.5) for name in ("floor", "vifast"))
         for name, values in times.items():

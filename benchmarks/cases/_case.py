@@ -41,40 +41,36 @@ def random_rows(*shape, seed, device):
     return torch.randn(*shape, generator=generator).to(device)
 
 
-def defined(ours):
-    """``ours`` by its definition."""
-
-    def run(*args):
-        with vifast.use_reference():
-            return ours(*args)
-
-    return run
-
-
 def differentiable(functions, leaves, floors, cotangent=None):
-    """Every pass of every provider, differentiated with respect to ``leaves``; ``floors`` are of each of PASSES."""
+    """Every pass of every provider, differentiated with respect to ``leaves``; ``floors`` are of each of PASSES. The
+    provider "definition" is vifast's own."""
     leaves = [leaf.requires_grad_() for leaf in leaves]
 
     def gradients(out):
         return torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
 
-    def both(function):
-        return lambda: gradients(function())
+    def ways(forward, backward):
+        return lambda: backward(forward()), forward, Backward(forward, backward)
 
-    def backward(function):
-        return Backward(function, gradients)
-
-    ways = (both, lambda function: function, backward)
+    own = by_definition(functions["vifast"]), by_definition(gradients)
+    every = {name: ways(function, gradients) for name, function in functions.items()} | {"definition": ways(*own)}
     return {
-        name: {"floor": floor} | {provider: way(function) for provider, function in functions.items()}
-        for name, floor, way in zip(PASSES, floors, ways, strict=True)
+        name: {"floor": floor} | {provider: passes[number] for provider, passes in every.items()}
+        for number, (name, floor) in enumerate(zip(PASSES, floors, strict=True))
     }
+
+
+def by_definition(function):
+    def run(*args):
+        with vifast.use_reference():
+            return function(*args)
+
+    return run
 
 
 def loss_passes(ours, eager, leaves, floors):
     """Passes of a loss in all its forms."""
-    losses = {"vifast": ours, "definition": defined(ours), "eager": eager, "compile": torch.compile(eager)}
-    return differentiable(losses, leaves, floors)
+    return differentiable({"vifast": ours, "eager": eager, "compile": torch.compile(eager)}, leaves, floors)
 
 
 def in_turn(*floors):

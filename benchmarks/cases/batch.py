@@ -3,7 +3,7 @@
 import rivals
 import torch
 
-from cases._case import Case, copy, defined, differentiable, in_turn, product
+from cases._case import Case, copy, differentiable, in_turn, product
 from vifast import functional
 
 
@@ -26,8 +26,14 @@ def _loss_case(ours, backward, rivals_of):
     return build
 
 
-def _rivals_of(ours, dense, **more):
-    usual = {"definition": lambda: defined(ours), "eager": lambda: dense, "compile": lambda: torch.compile(dense)}
+def _alone(n, d, device="cpu"):
+    """Small batches stay in the caches that the rivals empty: the loss and the product in turn."""
+    passes = _loss_case(functional.triplet_loss, 0, {})(n, d, device)
+    return {part: {name: every[name] for name in ("floor", "vifast")} for part, every in passes.items()}
+
+
+def _rivals_of(dense, **more):
+    usual = {"eager": lambda: dense, "compile": lambda: torch.compile(dense)}
     return usual | {"round_trip": lambda: rivals.round_trip} | more
 
 
@@ -42,18 +48,12 @@ def _pairwise(n, d, device="cpu"):
 
 
 BATCHES = tuple((n, 2048) for n in (64, 128, 512, 2048, 8192))
-_TRIPLET = _rivals_of(
-    functional.triplet_loss,
-    rivals.triplet_dense,
-    eager_gather=lambda: rivals.triplet_gather,
-    pml=rivals.triplet_pml,
-)
-_WEIGHTED = _rivals_of(functional.weighted_triplet_loss, rivals.weighted_dense)
+_TRIPLET = _rivals_of(rivals.triplet_dense, eager_gather=lambda: rivals.triplet_gather, pml=rivals.triplet_pml)
+_WEIGHTED = _rivals_of(rivals.weighted_dense)
 
 CASES = (
     Case("triplet_loss", BATCHES, _loss_case(functional.triplet_loss, 0, _TRIPLET)),
-    # Small batches stay in the caches that the rivals empty: the loss and the product in turn, alone.
-    Case("triplet_loss_alone", BATCHES[:1], _loss_case(functional.triplet_loss, 0, {})),
+    Case("triplet_loss_alone", BATCHES[:1], _alone),
     Case("weighted_triplet_loss", BATCHES, _loss_case(functional.weighted_triplet_loss, 2, _WEIGHTED)),
     Case("pairwise_distance", BATCHES[1:], _pairwise),
 )

@@ -3,7 +3,7 @@
 import rivals
 import torch
 
-from cases._case import Case, defined, differentiable, in_turn, product
+from cases._case import Case, differentiable, in_turn, product
 from vifast import functional
 from vifast.kernels import _C
 from vifast.kernels.purifier import instance_stats, purifier
@@ -35,7 +35,7 @@ def _copies(x, passes, gradients):
 
 def _passes(ours, eager, leaves, cotangent, reads):
     """Of a function that must read ``reads`` maps forward and again backward, and write the gradients of the leaves."""
-    functions = {"vifast": ours, "definition": defined(ours), "eager": eager, "compile": torch.compile(eager)}
+    functions = {"vifast": ours, "eager": eager, "compile": torch.compile(eager)}
     functions = {name: lambda function=function: function(*leaves) for name, function in functions.items()}
     x, written = leaves[0], sum(leaf.dim() == 4 for leaf in leaves)
     moved = (2 * reads + written, written), (reads, 0), (reads + written, written)
@@ -69,7 +69,7 @@ def _purifier_layer(n, c, h, w, device="cpu"):
     layer, x = InstanceNormPurifier(c).to(device), _map((n, c, h, w), device, 0)
     leaves = [x, *layer.parameters()]
     functions = {"vifast": lambda *_: torch.stack(layer(x)), "eager": rivals.purifier_layer}
-    functions |= {"definition": defined(functions["vifast"]), "compile": torch.compile(rivals.purifier_layer)}
+    functions["compile"] = torch.compile(rivals.purifier_layer)
     functions = {name: lambda function=function: function(*leaves) for name, function in functions.items()}
     down, up = (leaves[i].detach().flatten(1) for i in (3, 4))
     rows, hidden = torch.rand(n * h * w, c, device=device), torch.rand(n * h * w, len(down), device=device)

@@ -2,7 +2,7 @@
 
 import torch
 
-from cases._case import Case, defined, differentiable, in_turn, product
+from cases._case import Case, differentiable, in_turn, product
 from vifast.nn import Purified
 from vifast.systems.idkl import IDKLObjective
 
@@ -23,7 +23,7 @@ def _idkl(batch, channels, classes, device="cpu"):
         return objective(leaves[0], Purified(*leaves[1:]), labels, modality)["loss"]
 
     floors = in_turn(forward, backward), forward, backward
-    return differentiable({"vifast": ours, "definition": defined(ours)}, [*leaves, *objective.parameters()], floors)
+    return differentiable({"vifast": ours}, [*leaves, *objective.parameters()], floors)
 
 
 CASES = (Case("idkl_objective", ((120, 2048, 395),), _idkl),)
