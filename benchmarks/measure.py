@@ -11,8 +11,9 @@ def interleaved(providers, rounds, seconds, warm=False, settle=False):
     """Times every provider once a round, so that a slow moment of the machine hits all alike; {name: sorted seconds}.
 
     Stops after ``rounds`` rounds, or when ``seconds`` are spent after at least one (three with ``settle``). What a
-    provider must ``prepare`` is not timed. All run once before, unless they are ``warm``; with ``settle`` before every timed run: a virtual
-    machine may give free memory back to its host while a slow rival runs, and who comes next would pay for fetching it.
+    provider must ``prepare`` is not timed. All run once before, unless they are ``warm``; with ``settle`` before every
+    timed run: a virtual machine may give free memory back to its host while a slow rival runs, and who comes next would
+    pay for fetching it.
     """
     for run in () if warm else providers.values():
         prepare(run)
