@@ -12,11 +12,11 @@ Stage    when color happens. RAW: to values of 0..255. NORMALIZED: to n = (u / 2
          the source. ERASED: as NORMALIZED, but after erase, so that a box shows the fill of the source.
 Shapes   images [B, H, W, 3] uint8; records [B, 22] int32; out [B, 3, H, W] in dtype, contiguous or channels-last.
 Exact    n_c = fma(u_c, scale_c, shift_c) in float32, scale = 1 / (255 std), shift = -mean / std; luminance is a chain
-         of three such steps from shift, a mixture is exact. One rounding, where torchvision's steps make three. Halves
-         are rounded to nearest even. Equal bits on every path.
+         of three such steps from shift, a mixture is exact. With the mean and std of ImageNet at most 4.8e-7 from exact
+         values, 6e-7 from torchvision's two steps. Halves are rounded to nearest even. Equal bits on every path.
 Defined  for any record: boxes end at the image's borders, columns are clamped to their range (`LIMITS`), a partner
          beyond the batch is its first or last image.
-Memory   out.
+Memory   out; on the CPU rows in cache, which are stored past the caches where out is longer than 8 MiB.
 Floor    3 bytes read and 3 elements written a pixel.
 Source   specs dakd 8 and 13.H4, idkl 8, ckda 7.
 """
@@ -27,6 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vifast.kernels import _C
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
 
@@ -213,6 +214,14 @@ def _alloc(images, records, mean, std, fill, pad, dtype, channels_last):
     n, h, w, _ = images.shape
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty((n, 3, h, w), dtype=dtype, device=images.device, memory_format=layout)
+
+
+@augment.register_kernel("cpu")
+def _cpu(images, records, mean, std, fill, pad, dtype, channels_last):
+    out = _alloc(images, records, mean, std, fill, pad, dtype, channels_last)
+    table = torch.tensor(constants(tuple(mean), tuple(std), tuple(fill)))
+    _C.augment(images.contiguous(), records.contiguous(), table, pad, out, torch.get_num_threads())
+    return out
 
 
 @augment.register_kernel("cuda")
