@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kCaches = 8 << 20;  // bytes; of a longer result little would be found in them
 
 void augment(py::object images, py::object records, py::object constants, int pad, py::object out, int threads) {
-  const Map map = map_of(out, "out");
+  const Map map = fresh_map_of(out, "out");
   const TensorView view(images, "images");
   AugmentBatch batch{view.data<uint8_t>({map.images, -1, -1, 3}), nullptr, {}, static_cast<uint8_t>(pad), map.images, 0, 0, map, false};
   batch.height = view.size(1), batch.width = view.size(2);
