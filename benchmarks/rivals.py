@@ -159,6 +159,42 @@ def _five_pools(x, u, gate_u, gate_x):
     return torch.stack([gem(m) for m in (fused, x, x_masked, u, u_masked)])
 
 
+def _gaussian(sigma, radius=10):
+    weight = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=sigma.device) / sigma[:, None]).square())
+    return weight / weight.sum(1, keepdim=True)
+
+
+def blur_jitter(images, jittered, blurred, brightness, contrast, sigma):
+    """Brightness, contrast and a 21 x 21 blur of some images of a batch, each step for all of them at once."""
+    out = images.clone()
+    x = (images[jittered].float() * brightness[:, None, None, None]).clamp(0, 255).floor()
+    gray = (x * x.new_tensor([0.299, 0.587, 0.114])).sum(3).mean((1, 2)).round()[:, None, None, None]
+    out[jittered] = (gray + contrast[:, None, None, None] * (x - gray)).clamp(0, 255).to(torch.uint8)
+    _, h, w, _ = images.shape
+    taps = _gaussian(sigma).repeat_interleave(3, 0)[:, None]
+    x = images[blurred].permute(0, 3, 1, 2).reshape(1, -1, h, w).float()
+    x = torch.nn.functional.pad(x, (10, 10, 10, 10), mode="reflect")
+    for kernel in (taps[:, :, None], taps[..., None]):
+        x = torch.nn.functional.conv2d(x, kernel, groups=len(taps))
+    out[blurred] = x.round().to(torch.uint8).view(-1, 3, h, w).permute(0, 2, 3, 1)
+    return out
+
+
+def blur_jitter_pillow(images, jittered, blurred, brightness, contrast, sigma):
+    """One image after the other: Pillow's ImageEnhance, and the depthwise convolution of torchvision's GaussianBlur."""
+    from PIL import Image, ImageEnhance
+
+    out = images.clone()
+    for row, bright, contrasted in zip(jittered.tolist(), brightness.tolist(), contrast.tolist(), strict=True):
+        image = ImageEnhance.Brightness(Image.fromarray(images[row].numpy())).enhance(bright)
+        out[row] = torch.from_numpy(np.array(ImageEnhance.Contrast(image).enhance(contrasted)))
+    for row, taps in zip(blurred.tolist(), _gaussian(sigma), strict=True):
+        x = torch.nn.functional.pad(images[row].permute(2, 0, 1).float(), (10, 10, 10, 10), mode="reflect")
+        kernel = torch.outer(taps, taps).expand(3, 1, 21, 21)
+        out[row] = torch.nn.functional.conv2d(x[None], kernel, groups=3)[0].round().permute(1, 2, 0).to(torch.uint8)
+    return out
+
+
 class _Nothing(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feat):

@@ -22,6 +22,7 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_weighted_triplet(m);
   vifast::bind_planes(m);
   vifast::bind_gem_pool(m);
+  vifast::bind_augment(m);
   vifast::bind_purifier(m);
   vifast::bind_class_centers(m);
   vifast::bind_graph_alignment(m);

@@ -4,7 +4,9 @@ import os
 import sys
 import tempfile
 from types import SimpleNamespace
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,13 +37,38 @@ def _repeatable():
     torch.use_deterministic_algorithms(False)
 
 
+@contextlib.contextmanager
+def rounding_of_a_gpu():
+    """One rounding, to nearest even, where the interpreter cuts (to bfloat16) or rounds twice (fma, before 3.9)."""
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def nearest(data, source, target, mode):
+        if (str(source), str(target)) != ("fp32", "bf16"):
+            return convert(data, source, target, mode)
+        return torch.from_numpy(np.array(data, ndmin=1)).bfloat16().view(torch.uint16).numpy().reshape(data.shape)
+
+    def fma(builder, x, y, z):  # exact in float64 for what the kernels multiply and add
+        total = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
+        return interpreter.TensorHandle(total.astype(z.data.dtype), z.dtype.scalar)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(interpreter, "_convert_float", nearest))
+        if not hasattr(interpreter._interpreter, "fma_fp32"):
+            stack.enter_context(mock.patch.object(interpreter.InterpreterBuilder, "create_fma", fma))
+        yield
+
+
 @pytest.fixture(
     params=["cpu", pytest.param("triton", marks=pytest.mark.triton), pytest.param("cuda", marks=pytest.mark.gpu)]
 )
 def backend(request):
     """One test, three back ends: C++ on the CPU, the Triton launchers in the interpreter, and a GPU."""
-    context = forced("cuda") if request.param == "triton" else contextlib.nullcontext()
-    with context:
+    with contextlib.ExitStack() as stack:
+        if request.param == "triton":
+            stack.enter_context(forced("cuda"))
+            stack.enter_context(rounding_of_a_gpu())
         yield SimpleNamespace(name=request.param, device="cuda" if request.param == "cuda" else "cpu")
 
 

@@ -155,6 +155,11 @@ LAUNCHES = {
         (*2 * (_floats(SMALL, 5000).bfloat16(),), None, *_temperatures(4.0), False, 1, 1e-7, True),
     ],
     "percentile_mask": [(_floats(SMALL), 50.0, True), (_floats(LARGE), 50.0, False)],
+    "augment": [
+        (_IMAGES, torch.empty(64, 22, dtype=torch.int32, device="meta"), *3 * ([0.5] * 3,), 0, dtype, last)
+        for dtype in (torch.float32, torch.bfloat16)
+        for last in (False, True)
+    ],
     "blur_jitter": [_JITTERED],
     "class_logits": [(*2 * (_OTHER_WIDTH,), *2 * (_floats(100, 70),), 32, 0.05)],
     "class_logits_backward": [(_floats(LARGE, 100), *2 * (_floats(100, 70),), 32, 0.05)],

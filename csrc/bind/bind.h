@@ -9,6 +9,7 @@ void bind_batch_hard(pybind11::module_& m);
 void bind_weighted_triplet(pybind11::module_& m);
 void bind_planes(pybind11::module_& m);
 void bind_gem_pool(pybind11::module_& m);
+void bind_augment(pybind11::module_& m);
 void bind_purifier(pybind11::module_& m);
 void bind_class_centers(pybind11::module_& m);
 void bind_graph_alignment(pybind11::module_& m);

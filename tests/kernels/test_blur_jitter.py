@@ -182,11 +182,13 @@ def test_a_wrong_record_is_named(change, error, message):
         BlurJitterParams.of(**right | change)
 
 
-def test_parts_must_fit():
+def test_parts_of_other_radius_go_together():
     with pytest.raises(ValueError, match=r"^parts: expected at least one, got none$"):
         BlurJitterParams.cat([])
-    with pytest.raises(ValueError, match=r"^parts\[1\].taps: expected 11 columns as in parts\[0\], got 1$"):
-        BlurJitterParams.cat([PARAMS, BlurJitterParams.identity(1)])
+    images, both = batch(3, 11, 12)[0], BlurJitterParams.cat([PARAMS, BlurJitterParams.identity(1)])
+    out = F.blur_jitter(images, both)
+    assert torch.equal(out[:2], F.blur_jitter(images[:2], PARAMS))
+    assert torch.equal(out[2], images[2])
 
 
 def test_shapes_are_checked_under_the_compiler_too():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vifast import _checks
 from vifast.data import draws
+from vifast.data.blur_jitter import BlurJitter
 from vifast.data.records import INFRARED, VISIBLE
 from vifast.functional.augment import AugmentParams
 
@@ -144,7 +145,9 @@ class Erase:
 
 @dataclass(frozen=True)
 class Augment:
-    """Crop, flip, CutMix or MixUp, CutSwap, erase, exchange: in this order; only crop and flip are on by themselves.
+    """Blur or jitter, crop, flip, CutMix or MixUp, CutSwap, erase, exchange: in this order.
+
+    Only crop and flip are on by themselves.
 
     An image has one change of colour and one partner at most: CutSwap and exchange, or CutMix and MixUp, in one
     modality are refused.
@@ -153,7 +156,7 @@ class Augment:
         flip: probability of a horizontal flip.
         pad: border in pixels from which the crop of the original size is taken, at a uniform place.
         pad_value: 0..255, of the border.
-        cutswap, cutmix_cross, mixup_cross, erase: see there.
+        blur_jitter, cutswap, cutmix_cross, mixup_cross, erase: see there.
         exchange_visible, exchange_infrared: of each modality, see `Exchange`.
 
     Raises:
@@ -175,6 +178,7 @@ class Augment:
     erase: Erase = Erase(p=0.0)
     exchange_visible: Exchange = Exchange()
     exchange_infrared: Exchange = Exchange()
+    blur_jitter: BlurJitter = BlurJitter(p=0.0)  # noqa: RUF009 - it is frozen
 
     PRESETS: ClassVar[tuple[str, ...]] = ("agw", "caj", "idkl", "dakd", "dakd-regdb", "ckda")
 
@@ -247,6 +251,10 @@ class Augment:
         options = np.array([[o[name] for name in draws.OPTIONS] for o in self._options()], np.float64)
         records = draws.draw_ref(index, modality, options, tuple(size), seed=seed, epoch=epoch, view=view)
         params = AugmentParams(torch.from_numpy(records), fill=tuple(self.erase.fill), pad=self.pad_value)
+        if self.blur_jitter.p > 0:
+            params = replace(
+                params, blur_jitter=self.blur_jitter.draw(index, modality, seed=seed, epoch=epoch, view=view)
+            )
         if self.mixes:
             rows = torch.as_tensor(np.asarray(partner), dtype=torch.int32)
             if rows.shape != (len(index),):
@@ -294,8 +302,8 @@ _PRESETS: dict[str, Callable[[], Augment]] = {
     "dakd": lambda: Augment(cutswap=CutSwap(), erase=Erase(), exchange_infrared=_CAJ_INFRARED),
     # dakd 8, RegDB.
     "dakd-regdb": lambda: Augment(pad_value=127, erase=Erase()),
-    # ckda 7; blur and jitter of infrared images are an op of their own.
-    "ckda": lambda: Augment(pad=0, erase=Erase(fill=(0.485, 0.456, 0.406))),
+    # ckda 7.
+    "ckda": lambda: Augment(pad=0, blur_jitter=BlurJitter(), erase=Erase(fill=(0.485, 0.456, 0.406))),
 }
 
 

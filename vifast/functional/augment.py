@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
+from vifast.functional.blur_jitter import BlurJitterParams, blur_jitter
 from vifast.kernels import augment as _op
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,6 +29,7 @@ class AugmentParams:
         std: > 0, of the channels.
         fill: of erased boxes, in normalised units.
         pad: value 0..255 outside the image.
+        blur_jitter: what is done to the images before, if anything.
     """
 
     COLUMNS = _op.COLUMNS
@@ -37,6 +39,7 @@ class AugmentParams:
     std: tuple[float, float, float] = IMAGENET_STD
     fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
     pad: int = 0
+    blur_jitter: BlurJitterParams | None = None
 
     @classmethod
     def identity(cls, n: int, *, device: torch.device | str | None = None) -> AugmentParams:
@@ -48,14 +51,16 @@ class AugmentParams:
 
     def __getitem__(self, rows: slice) -> AugmentParams:
         """The records of consecutive images. A partner is counted from its image, so it must be among them."""
-        return replace(self, records=self.records[rows])
+        before = None if self.blur_jitter is None else self.blur_jitter[rows]
+        return replace(self, records=self.records[rows], blur_jitter=before)
 
     def column(self, name: str) -> Tensor:
         """[B] int32, a view: writing to it changes the records."""
         return self.records[:, self.COLUMNS.index(name)]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> AugmentParams:
-        return replace(self, records=self.records.to(device, non_blocking=non_blocking))
+        before = None if self.blur_jitter is None else self.blur_jitter.to(device, non_blocking=non_blocking)
+        return replace(self, records=self.records.to(device, non_blocking=non_blocking), blur_jitter=before)
 
     @staticmethod
     def cat(parts: Sequence[AugmentParams]) -> AugmentParams:
@@ -72,13 +77,22 @@ class AugmentParams:
                 if getattr(part, name) != getattr(first, name):
                     wanted, got = getattr(first, name), getattr(part, name)
                     raise ValueError(f"parts[{k}].{name}: expected {wanted} as in parts[0], got {got}")
-        return replace(first, records=torch.cat([part.records for part in parts]))
+        before = None
+        if any(part.blur_jitter is not None for part in parts):
+            before = BlurJitterParams.cat([part.blur_jitter or _unchanged(part) for part in parts])
+        return replace(first, records=torch.cat([part.records for part in parts]), blur_jitter=before)
+
+
+def _unchanged(params: AugmentParams) -> BlurJitterParams:
+    return BlurJitterParams.identity(len(params), device=params.records.device)
 
 
 def augment(
     images: Tensor, params: AugmentParams, *, dtype: torch.dtype = torch.float32, channels_last: bool = False
 ) -> Tensor:
     """Crop, flip, mix, exchange channels, erase and normalise a batch of decoded images in one pass.
+
+    Where `params.blur_jitter` is set, `blur_jitter` is done to the images first.
 
     Args:
         images: [B, H, W, 3] uint8.
@@ -104,17 +118,14 @@ def augment(
         >>> [round(v, 3) for v in augment(image, params)[0, 0, 0].tolist()]
         [2.249, -2.118]
     """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"images: expected a tensor [B, H, W, 3], got {type(images).__name__}")
-    if images.dtype != torch.uint8:
-        raise TypeError(f"images: expected torch.uint8, got {images.dtype}")
-    if images.dim() != 4 or images.size(3) != 3 or images.size(1) * images.size(2) == 0:
-        raise ValueError(f"images: expected [B, H, W, 3] of at least one pixel, got shape {list(images.shape)}")
+    _checks.images("images", images)
     if not isinstance(params, AugmentParams):
         raise TypeError(f"params: expected AugmentParams, got {type(params).__name__}")
     if dtype not in DTYPES:
         raise TypeError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype}")
     _check_params(params, images)
+    if params.blur_jitter is not None:
+        images = blur_jitter(images, params.blur_jitter)
     constants = (params.mean, params.std, params.fill)
     return _op.augment(images, params.records, *map(list, constants), params.pad, dtype, bool(channels_last))
 

@@ -83,18 +83,17 @@ class BlurJitterParams:
 
     @staticmethod
     def cat(parts: Sequence[BlurJitterParams]) -> BlurJitterParams:
-        """One batch after another.
+        """One batch after another. Taps beyond the radius of some are 0.
 
         Raises:
-            ValueError: no parts, or taps of different radius.
+            ValueError: no parts.
         """
         if not parts:
             raise ValueError("parts: expected at least one, got none")
-        for k, part in enumerate(parts):
-            if part.taps.size(1) != parts[0].taps.size(1):
-                wanted, got = (p.taps.size(1) for p in (parts[0], part))
-                raise ValueError(f"parts[{k}].taps: expected {wanted} columns as in parts[0], got {got}")
-        return BlurJitterParams(*(torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS))
+        most = max(part.taps.size(1) for part in parts)
+        taps = [torch.nn.functional.pad(part.taps, (0, most - part.taps.size(1))) for part in parts]
+        factors, first = (torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS[:2])
+        return BlurJitterParams(factors, first, torch.cat(taps))
 
 
 _FIELDS = ("factors", "contrast_first", "taps")
