@@ -10,7 +10,7 @@ Backward with r = max(x, eps) / g, dx = dg r^(p-1) / HW: scale-free, so nothing 
 Layout   contiguous and channels-last maps are read as they are, others are copied; the gradient lies as x does.
 Memory   g; the gradient.
 Floor    forward one read of the map, backward one read and one write.
-Measured 1.2 and 1.2 of the bytes, gradients into new memory, for 120 x 2048 x 24 x 9 and 64 x 2048 x 24 x 8 on two
+Measured 1.0 and 1.1 of the bytes, gradients into new memory, for 120 x 2048 x 24 x 9 and 64 x 2048 x 24 x 8 on two
          cores of an AMD EPYC, forward and backward.
 Source   specs idkl 2; Radenovic et al. 2018, eq. 3.
 """

@@ -14,7 +14,7 @@ Exact    A is graph_alignment's softmax of -kappa/2 ||w_i - w_j||^2: with the pu
 Memory   two N x K arrays, packed rows, the gradient; no N x N beyond what graph_alignment keeps.
 Launches on a GPU up to PROTOTYPED rows one forward and one backward, see prototype_alignment_small.
 Floor    2 products N x K x D forward and 1 backward; 2 and 2 of N x N x K.
-Measured 1.4 and 1.2 of the platform's products for 32 and 512 rows, 713 prototypes of 768 on two cores of an AMD EPYC,
+Measured 1.1 and 1.3 of the platform's products for 32 and 512 rows, 713 prototypes of 768 on two cores of an AMD EPYC,
          forward and backward.
 Source   specs ckda 5.2 to 5.5.
 """

@@ -11,7 +11,7 @@ Backward everything is made again from the three maps. With d = dL/du and y = (x
 Defined  a NaN stays in its channel; clamped entries get no gradient.
 Memory   pooled; three gradients in the dtype of their map, and [2, N, C] sums. Nothing map-sized in the forward.
 Floor    forward one read of three maps, backward one read and one write of three. Statistics: one read of x.
-Measured 1.8 and 1.7 of the bytes, gradients into new memory, for maps of 120 x 2048 x 24 x 9 and 18 x 9 on two cores of
+Measured 1.8 and 2.0 of the bytes, gradients into new memory, for maps of 120 x 2048 x 24 x 9 and 18 x 9 on two cores of
          an AMD EPYC, forward and backward.
 Source   specs idkl 3.
 """

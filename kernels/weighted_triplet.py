@@ -17,7 +17,7 @@ Memory   mean-free rows (CPU: twice, as rows and packed) and the gradient, O(N) 
          512 x N (CUDA): no N x N beyond KEEP_DISTANCES rows.
 Floor    3 products N x N x D (forward, recomputed distances, gradient); 2 on the CPU, where each pair of tiles is
          multiplied once.
-Measured 1.2, 0.51, 0.43 and 0.40 of the platform's three products for 64, 512, 2048 and 8192 rows of 2048 on two cores
+Measured 1.2, 0.51, 0.35 and 0.43 of the platform's three products for 64, 512, 2048 and 8192 rows of 2048 on two cores
          of an AMD EPYC, forward and backward.
 Source   specs idkl 13; Ye et al. 2021 (AGW), weighted regularised triplet. Recomputation as in FlashAttention.
 """
