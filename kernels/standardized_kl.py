@@ -31,7 +31,7 @@ WIDEST = 2048  # columns of a row that a program keeps in registers; 4096 spill
 CHUNK = 1024  # columns of a wider row that it holds at once
 
 
-def _standardize(x: Tensor, ddof: int, eps: float) -> tuple[Tensor, Tensor]:
+def standardized(x: Tensor, ddof: int, eps: float) -> tuple[Tensor, Tensor]:
     """z [N, D], and the deviation [N, 1]; kept off 0, where its root has no derivative, by far less than any eps."""
     x = x - x.amax(1, keepdim=True)  # a constant row is then exactly 0, whatever its mean rounds to
     x = x - x.mean(1, keepdim=True)
@@ -54,7 +54,7 @@ def standardized_kl_ref(
     acc = torch.promote_types(student.dtype, torch.float32)
     z_s, z_t, deviation = student.double(), teacher.double(), None  # agreeing rows cancel in float32
     if standardize and student.size(1) > 0:
-        (z_s, deviation), (z_t, _) = _standardize(z_s, ddof, eps), _standardize(z_t, ddof, eps)
+        (z_s, deviation), (z_t, _) = standardized(z_s, ddof, eps), standardized(z_t, ddof, eps)
     loss, g = z_s.new_zeros(len(z_s)), torch.zeros_like(z_s)
     for t, (temperature, weight) in enumerate(zip(temperatures, weights, strict=True)):
         log_p, log_q = (z_t / temperature).log_softmax(1), (z_s / temperature).log_softmax(1)

@@ -127,6 +127,13 @@ def test_temperatures_by_step():
             "expected a tensor for mask_require_correct, got None",
         ),
         ({"class_mode": "dkd"}, "labels_i", None, ValueError, "expected a tensor for class_mode, got None"),
+        (
+            {"instance_mode": "crd", "memory_dim": 48},
+            "labels_v",
+            None,
+            ValueError,
+            "expected a tensor for instance_mode, got None",
+        ),
         ({"lam_tri": 1}, "labels_i", None, ValueError, "expected a tensor for lam_tri, got None"),
         ({"lam_nce": 1}, "labels_i", torch.zeros(3), TypeError, "expected an integer tensor, got torch.float32"),
         ({"lam_id": 1}, "logits_i", None, ValueError, "expected a tensor for lam_id, got None"),
@@ -152,14 +159,26 @@ def test_a_wrong_optional_tensor_is_named(options, name, value, error, message):
         ({"lam_instance": "1"}, TypeError, "lam_instance: expected a number, got str"),
         ({"lam_class": -1}, ValueError, "lam_class: expected at least 0, got -1"),
         ({"class_temp": 0}, ValueError, "class_temp: expected a number above 0, got 0"),
-        ({"levels": "class"}, TypeError, "levels: expected a collection of instance, class, got str"),
-        ({"levels": ()}, ValueError, "levels: expected at least one of instance, class, got none"),
-        ({"levels": ("logit",)}, ValueError, "levels: expected one of instance, class, got 'logit'"),
+        (
+            {"levels": "class"},
+            TypeError,
+            "levels: expected a collection of instance, class, batch_gram, class_gram, got str",
+        ),
+        (
+            {"levels": ()},
+            ValueError,
+            "levels: expected at least one of instance, class, batch_gram, class_gram, got none",
+        ),
+        ({"levels": ("logit",)}, ValueError, "levels: .* instance, class, batch_gram, class_gram, got 'logit'"),
         ({"standardize": "l2"}, ValueError, "standardize: expected one of zscore, none, got 'l2'"),
         ({"ddof": 2}, ValueError, "ddof: expected one of 0, 1, got 2"),
         ({"eps": -1}, ValueError, "eps: expected at least 0, got -1"),
         ({"class_protos": "all"}, ValueError, "class_protos: expected one of own, cross, both, got 'all'"),
-        ({"mask_rule": "top"}, ValueError, "mask_rule: expected one of percentile, fixed, ema, none, got 'top'"),
+        (
+            {"mask_rule": "top"},
+            ValueError,
+            "mask_rule: expected one of percentile, fixed, ema, none, freematch, got 'top'",
+        ),
         ({"mask_q": 101}, ValueError, r"mask_q: expected 0 to 100, got 101"),
         ({"mask_keep": "mid"}, ValueError, "mask_keep: expected one of high, low, got 'mid'"),
         ({"mask_conf": "both"}, ValueError, "mask_conf: expected one of class, own, got 'both'"),
@@ -169,7 +188,18 @@ def test_a_wrong_optional_tensor_is_named(options, name, value, error, message):
         ({"mask_momentum": -1}, ValueError, r"mask_momentum: expected 0 to 1, got -1"),
         ({"mask_require_correct": 1}, TypeError, "mask_require_correct: expected True or False, got int"),
         ({"temperature_fn": 4}, TypeError, "temperature_fn: expected a function of the step, got int"),
-        ({"instance_mode": "rkd"}, ValueError, "instance_mode: expected one of kl, relation_kl, got 'rkd'"),
+        ({"instance_mode": "rkd"}, ValueError, "instance_mode: .* relation_kl, rkd_d, rkd_a, sp, ickd, crd, got 'rkd'"),
+        ({"lam_batch_gram": -1}, ValueError, "lam_batch_gram: expected at least 0, got -1"),
+        ({"contrast_temp": 0}, ValueError, "contrast_temp: expected a number above 0, got 0"),
+        ({"contrast_negatives": "all"}, ValueError, "contrast_negatives: expected one of class, instance, got 'all'"),
+        ({"memory_size": 0}, ValueError, "memory_size: expected an integer >= 1, got 0"),
+        ({"memory_dim": 2.0}, TypeError, "memory_dim: expected an integer, got float"),
+        ({"mask_rule": "freematch"}, TypeError, "num_classes: expected an integer, got NoneType"),
+        (
+            {"mask_rule": "freematch", "num_classes": 4, "mask_conf": "own"},
+            ValueError,
+            "mask_conf: expected 'class' for freematch, got 'own'",
+        ),
         ({"class_mode": "ce"}, ValueError, "class_mode: expected one of kl, dkd, got 'ce'"),
         ({"relation_temp": 0}, ValueError, "relation_temp: expected a number above 0, got 0"),
         ({"lam_id": -1}, ValueError, "lam_id: expected at least 0, got -1"),
@@ -207,5 +237,9 @@ def test_wrong_prototypes_are_named():
     *features, to_v, to_i = batch()
     with pytest.raises(ValueError, match=r"^prototypes_v: expected 48 columns as in student_v, got \[11, 5\]$"):
         DAKDLoss()(*features, to_v[:, :5], to_i[:, :5])
+    with pytest.raises(ValueError, match=r"^prototypes_v: expected 4 rows as num_classes, got \[11, 48\]$"):
+        DAKDLoss(mask_rule="freematch", num_classes=4)(*features, to_v, to_i)
+    with pytest.raises(ValueError, match=r"^student_v: expected 2048 columns as memory_dim, got \[8, 48\]$"):
+        DAKDLoss(instance_mode="crd", contrast_negatives="instance")(*features, to_v, to_i)
     with pytest.raises(ValueError, match=r"^prototypes_v: expected device cpu as student_v, got meta$"):
         DAKDLoss()(*features, to_v.to("meta"), to_i.to("meta"))
