@@ -53,7 +53,8 @@ def differentiable(functions, leaves, floors, cotangent=None):
         return lambda: backward(forward()), forward, Backward(forward, backward)
 
     own = by_definition(functions["vifast"]), by_definition(gradients)
-    every = {name: ways(function, gradients) for name, function in functions.items()} | {"definition": ways(*own)}
+    every = {name: ways(function, gradients) for name, function in functions.items()}
+    every = {"vifast": every["vifast"], "definition": ways(*own)} | every  # the heap that it leaves is not our start
     return {
         name: {"floor": floor} | {provider: passes[number] for provider, passes in every.items()}
         for number, (name, floor) in enumerate(zip(PASSES, floors, strict=True))
