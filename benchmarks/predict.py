@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from vifast import functional
+from vifast.data import Augment
 from vifast.kernels._registry import forced
 from vifast.kernels.purifier import instance_stats, purifier
 
@@ -138,6 +139,22 @@ def _purify(n, c, h, w):
     return run, 9 * maps[0].numel() * 4, 0
 
 
+def _augment(n, h, w):
+    """DAKD's steps: bytes read, float32 written."""
+    images = torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8)
+    params = Augment.preset("dakd").draw(range(n), [i % 2 for i in range(n)], (h, w), seed=0, epoch=0)
+    return lambda: functional.augment(images, params), n * h * w * (3 + 12), 0
+
+
+def _blur_jitter(n, h, w):
+    """CKDA's: of four images two as they are, one blurred, one jittered. Bytes alone are counted, see the page."""
+    images, one = torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8), [1.0] * (n // 4)
+    params = functional.BlurJitterParams.of(
+        one * 3 + [0.8] * (n // 4), one * 3 + [1.2] * (n // 4), [0.0] * (n // 2) + [2.0] * (n // 4) + [0.0] * (n // 4)
+    )
+    return lambda: functional.blur_jitter(images, params), 2 * images.numel(), 0
+
+
 # (op, build, the size that is counted, how many times larger the size that is predicted is, that size)
 MAPS = (2, 64, 24, 9), 1920, "120 x 2048 x 24 x 9"
 ENTRIES = [
@@ -149,6 +166,8 @@ ENTRIES = [
     ("standardized_kl", _distill, (64, 2048), 1, "64 x 2048"),
     ("gem_pool", _pool, *MAPS),
     ("purifier", _purify, *MAPS),
+    ("augment", _augment, (16, 48, 128), 64 * 384 // (16 * 48), "64 x 384 x 128"),
+    ("blur_jitter", _blur_jitter, (4, 16, 42), 64 * 256 * 128 / (4 * 16 * 42), "64 x 256 x 128"),
 ]
 
 
