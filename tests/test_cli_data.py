@@ -72,6 +72,10 @@ def test_wrong_input_is_one_line_and_status_2(vifast, llcm_root, tmp_path, monke
     for arguments, message in (
         (("check", "nowhere"), "dataset: folder not found: nowhere"),
         (("check", tmp_path), f"{tmp_path}: expected the folder of a dataset"),
+        (
+            ("show", llcm_root, "--augment", "dak"),
+            "preset: expected one of agw, caj, idkl, dakd, dakd-regdb, ckda, got 'dak'",
+        ),
         (("show", llcm_root, "--split", "val"), "split: expected one of train, test, got 'val'"),
     ):
         status, output, error = vifast("data", *arguments)

@@ -66,21 +66,25 @@ def show(
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     ids: Annotated[int, typer.Option(min=1, help="Number of people.")] = 8,
     per_camera: Annotated[int, typer.Option(min=1, help="Images of a person by a camera.")] = 2,
+    augment: Annotated[
+        str | None, typer.Option(help="Show them augmented: agw, caj, idkl, dakd, dakd-regdb, ckda.")
+    ] = None,
 ) -> None:
     """Write a contact sheet: a row for every person, columns by camera, visible before infrared (IR)."""
     from vifast import _checks
-    from vifast.data import contact_sheet
+    from vifast.data import Augment, contact_sheet
     from vifast.data.layouts import READERS, recognise
     from vifast.data.records import joined
 
     _checks.one_of("split", split, ("train", "test"))
+    policy = None if augment is None else Augment.preset(augment)
     with _console.status("reading"):
         dataset = READERS[recognise(root)](root, on_damage="skip")
         if split == "train":
             samples, names = dataset.train, dataset.identities
         else:
             samples, names = joined(dataset.query, dataset.gallery), None
-        contact_sheet.write(samples, out, num_ids=ids, per_camera=per_camera, names=names)
+        contact_sheet.write(samples, out, num_ids=ids, per_camera=per_camera, names=names, policy=policy)
     _console.print(f"wrote {dataset.name}, {split}, to [bold]{escape(str(out))}[/bold]", highlight=False)
 
 

@@ -1,10 +1,12 @@
-"""Ops on decoded images, whose floor is a copy of their bytes."""
+"""Ops on decoded images, whose floor is to read their bytes and to write the result's."""
 
 import rivals
 import torch
 
-from cases._case import Case, copy
-from vifast.functional import BlurJitterParams, blur_jitter
+from cases._case import Case, copy, defined
+from vifast.data import Augment
+from vifast.functional import AugmentParams, BlurJitterParams, augment, blur_jitter
+from vifast.kernels import _C
 
 
 def _ckda(batch, height, width, device="cpu"):
@@ -28,4 +30,46 @@ def _ckda(batch, height, width, device="cpu"):
     } | ({"pillow": lambda: rivals.blur_jitter_pillow(images, *rows, *steps)} if device == "cpu" else {})
 
 
-CASES = (Case("blur_jitter", ((64, 256, 128), (64, 384, 128)), _ckda),)
+def _augment(dtype):
+    def build(batch, height, width, device="cpu"):
+        """DAKD's pipeline on a batch, half of it infrared."""
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=generator)
+        index = torch.arange(batch)
+        params = Augment.preset("dakd").draw(index, index % 2, (height, width), seed=0, epoch=0)
+        columns = {name: params.column(name).to(device) for name in AugmentParams.COLUMNS}
+        constants = params.mean, params.std, params.fill
+        on_device, params = images.to(device), params.to(device)
+
+        def ours():
+            return augment(on_device, params, dtype=dtype)
+
+        def eager():
+            return rivals.augment(on_device, columns, constants).to(dtype)
+
+        def floor():
+            """Into new memory and huge pages, as ours."""
+            out = torch.empty(images.shape, dtype=dtype, device=device)
+            if device == "cpu":
+                _C.prefer_huge_pages(out.view(-1).view(torch.float32))
+            head, rest = out.view(torch.uint8).view(-1).split((images.numel(), (dtype.itemsize - 1) * images.numel()))
+            head.copy_(on_device.view(-1))
+            rest.zero_()
+
+        pillow = {"pillow": lambda: rivals.augment_pillow(images, columns, constants).to(dtype)}
+        return {
+            "vifast": ours,
+            "definition": defined(ours),
+            "eager": eager,
+            "compile": torch.compile(eager),
+            "floor": floor,
+        } | (pillow if device == "cpu" else {})
+
+    return build
+
+
+CASES = (
+    Case("augment", ((64, 384, 128), (64, 288, 144)), _augment(torch.float32)),
+    Case("augment_bfloat16", ((64, 384, 128),), _augment(torch.bfloat16)),
+    Case("blur_jitter", ((64, 256, 128), (64, 384, 128)), _ckda),
+)

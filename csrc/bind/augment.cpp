@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "../augment_draws.h"
 #include "bind.h"
 #include "planes.h"
 
@@ -31,11 +32,29 @@ void augment(py::object images, py::object records, py::object constants, int pa
   });
 }
 
+// index, modality: [n]; options: [2, kDrawOptions].
+void draws(py::object index, py::object modality, py::object options, int height, int width, uint32_t seed, uint32_t epoch,
+           uint32_t view, py::object records) {
+  const TensorView samples(index, "index");
+  const auto* numbers = samples.data<int64_t>({-1});
+  const int64_t n = samples.size(0);
+  const auto* sides = TensorView(modality, "modality").data<int64_t>({n});
+  for (int64_t i = 0; i < n; ++i) {
+    if (sides[i] != 0 && sides[i] != 1) throw py::value_error("modality: expected 0 or 1, got " + std::to_string(sides[i]));
+  }
+  const auto* table = TensorView(options, "options").data<double>({2, kDrawOptions});
+  auto* out = TensorView(records, "records").data<int32_t>({n, kAugmentColumns});
+  draw_augment(numbers, sides, n, reinterpret_cast<const DrawOptions*>(table), height, width, seed, epoch, view,
+               reinterpret_cast<AugmentRecord*>(out));
+}
+
 }  // namespace
 
 void bind_augment(py::module_& m) {
   m.def("augment", &augment, py::arg("images"), py::arg("records"), py::arg("constants"), py::arg("pad"), py::arg("out"),
         py::arg("threads"), "Every step of a record in one pass over uint8 images, see csrc/augment.h.");
+  m.def("draw_augment", &draws, py::arg("index"), py::arg("modality"), py::arg("options"), py::arg("height"), py::arg("width"),
+        py::arg("seed"), py::arg("epoch"), py::arg("view"), py::arg("records"), "The records of samples, see csrc/augment_draws.h.");
 }
 
 }  // namespace vifast

@@ -4,6 +4,7 @@
 applies. Probabilities are of an image; modalities are ``v`` visible and ``i`` infrared.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -248,8 +249,7 @@ class Augment:
             _checks.count(f"size: {name}", value)
         if self.mixes and partner is None:
             raise ValueError("partner: expected a row for every image, as cutmix_cross or mixup_cross is on, got None")
-        options = np.array([[o[name] for name in draws.OPTIONS] for o in self._options()], np.float64)
-        records = draws.draw_ref(index, modality, options, tuple(size), seed=seed, epoch=epoch, view=view)
+        records = draws.draw(index, modality, self._table, tuple(size), seed=seed, epoch=epoch, view=view)
         params = AugmentParams(torch.from_numpy(records), fill=tuple(self.erase.fill), pad=self.pad_value)
         if self.blur_jitter.p > 0:
             params = replace(
@@ -262,6 +262,10 @@ class Augment:
             mixed = params.column("mix_height") > 0
             params.column("partner")[:] = torch.where(mixed, rows - torch.arange(len(index), dtype=torch.int32), 0)
         return params
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        return np.array([[o[name] for name in draws.OPTIONS] for o in self._options()], np.float64)
 
     def _options(self) -> list[dict[str, float]]:
         """`draws.OPTIONS` of both modalities."""

@@ -5,10 +5,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from vifast._files import write_bytes
+from vifast.data.augmentation import Augment
 from vifast.data.images import read_image
 from vifast.data.records import INFRARED, Samples
+from vifast.functional import augment
 
 MARGIN, HEADER = 36, 16  # pixels left of the rows, for identities, and above the columns, for cameras
 _GREY, _INK = 127, (0, 0, 0)
@@ -22,6 +25,7 @@ def write(
     per_camera: int = 2,
     size: tuple[int, int] = (128, 64),
     names: np.ndarray | None = None,
+    policy: Augment | None = None,
 ) -> Path:
     """Write a PNG with the first `per_camera` images of each camera for the first `num_ids` identities.
 
@@ -35,6 +39,7 @@ def write(
         per_camera: images of a camera; of different tracklets where `samples` has enough.
         size: height and width of a tile.
         names: [num_labels] identities to write beside the rows; None writes the labels themselves.
+        policy: show the images as this augments them; without partners, so that CutMix and MixUp do nothing.
 
     Raises:
         ValueError: an argument is out of range, `samples` is empty, or an image cannot be decoded.
@@ -64,14 +69,24 @@ def write(
         for row, identity in enumerate(identities):
             here = (shown.labels == identity) & (shown.cams == camera) & (shown.modality == modality)
             for n, index in enumerate(_first(shown, np.flatnonzero(here), per_camera)):
-                tile = Image.fromarray(read_image(shown.paths[index], size))
-                sheet.paste(tile, (left + n * width, HEADER + row * height))
+                tile = read_image(shown.paths[index], size)
+                if policy is not None:
+                    tile = _augmented(tile, policy, index, modality)
+                sheet.paste(Image.fromarray(tile), (left + n * width, HEADER + row * height))
     for row, identity in enumerate(identities):
         pen.text((2, HEADER + row * height + 2), str(identity if names is None else names[identity]), fill=_INK)
     data = io.BytesIO()
     sheet.save(data, format="PNG")
     write_bytes(path, data.getvalue())
     return Path(path)
+
+
+def _augmented(image: np.ndarray, policy: Augment, index: int, modality: int) -> np.ndarray:
+    """The image in 0..255 as the network sees it; erased boxes in what their fill stands for."""
+    params = policy.draw([index], [modality], image.shape[:2], seed=0, epoch=0, partner=[0])
+    shown = augment(torch.from_numpy(image)[None], params)[0].permute(1, 2, 0)
+    pixels = (shown * torch.tensor(params.std) + torch.tensor(params.mean)) * 255
+    return pixels.round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def _first(samples: Samples, rows: np.ndarray, count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ Philox4x32-10 (Salmon et al. 2011) turns a counter of four words and a key of tw
     counter  sample (two words, the low one first), slot + 65536 view, attempt
 
 A `Slot` is one decision: what it draws does not depend on which others are made. A loop that rejects counts attempts.
+C++ draws the records of a batch (csrc/augment_draws.h); what is here in NumPy is the definition.
 """
 
 import enum
@@ -13,6 +14,7 @@ import enum
 import numpy as np
 
 from vifast.functional.augment import AugmentParams
+from vifast.kernels import _C
 from vifast.kernels.augment import ERASED, NORMALIZED, ONE, RAW
 
 
@@ -137,8 +139,9 @@ def draw_ref(
     put_box(exchange, "color", 0, 0, height, width)
 
     w, place = draw(Slot.CUTMIX), draw(Slot.CUTMIX_BOX)
-    bell = np.sqrt(-2 * np.log(1 - unit(w[1]))) * np.cos(2 * np.pi * unit(w[2]))
-    ratio = np.clip(o["cutmix_mean"] + o["cutmix_std"] * bell.astype(np.float32), o["cutmix_low"], o["cutmix_high"])
+    bell = (np.sqrt(-2 * np.log(1 - unit(w[1]))) * np.cos(2 * np.pi * unit(w[2]))).astype(np.float32)
+    mean, deviation = (o[f"cutmix_{name}"].astype(np.float32).astype(np.float64) for name in ("mean", "std"))
+    ratio = np.clip(mean + deviation * bell, o["cutmix_low"], o["cutmix_high"])
     bounds = []
     for n, word in ((height, place[0]), (width, place[1])):
         half = np.floor(n * ratio) // 2
@@ -172,3 +175,20 @@ def draw_ref(
         if not open_.any():
             break
     return np.stack([r[name] for name in AugmentParams.COLUMNS], 1).astype(np.int32)
+
+
+def draw(
+    index: np.ndarray,
+    modality: np.ndarray,
+    options: np.ndarray,
+    size: tuple[int, int],
+    *,
+    seed: int,
+    epoch: int,
+    view: int,
+) -> np.ndarray:
+    """The same by C++."""
+    records = np.empty((len(index), len(AugmentParams.COLUMNS)), np.int32)
+    index, modality = (np.ascontiguousarray(values, np.int64) for values in (index, modality))
+    _C.draw_augment(index, modality, options, *size, seed, epoch, view, records)
+    return records
