@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from vifast.data import Augment, CrossModalSampler, make_loader, regdb, sysu
-from vifast.data.dali import why_missing
+from vifast.data.dali import _resized, why_missing
+from vifast.data.images import read_image
 from vifast.data.records import make_samples
 
 missing = why_missing()
@@ -117,6 +118,23 @@ def test_a_format_that_dali_does_not_know_is_read_by_pillow(tmp_path, caplog):
     odd = make_samples([(tmp_path / "a.ppm", 0, 1, 0), (tmp_path / "b.gif", 0, 1, 0)])
     assert equal(*pair(odd, batch_size=1))
     assert "a batch is decoded by Pillow, for DALI failed: " in caplog.text
+
+
+@needs_dali
+@pytest.mark.parametrize(("resample", "most"), [("bilinear", 5), ("lanczos", 8)])
+def test_filters_of_dali_are_those_of_resize_but_for_rounding(train, resample, most):
+    """Those of `DaliSource` on a GPU, here on the CPU."""
+    from nvidia.dali import Pipeline, fn
+
+    pipeline = Pipeline(len(train), 1, None)
+    with pipeline:
+        files, _ = fn.readers.file(files=[str(path) for path in train.paths])
+        pipeline.set_outputs(_resized(fn.decoders.image(files), SIZE, resample))
+    (out,) = pipeline.run()
+    wanted = np.stack([read_image(path, SIZE, resample) for path in train.paths])
+    off = np.abs(np.asarray(out.as_tensor()).astype(int) - wanted)
+    assert off.max() <= most
+    assert off.mean() < 0.3
 
 
 @needs_dali

@@ -87,6 +87,13 @@ def _reason(error: _BrokenError) -> str:
     return lines[told] if lines else type(error.__cause__).__name__
 
 
+def _resized(images, size: tuple[int, int], resample: str):
+    from nvidia.dali import fn, types
+
+    kernel = types.INTERP_LANCZOS3 if resample == "lanczos" else types.INTERP_LINEAR
+    return fn.resize(images, resize_y=size[0], resize_x=size[1], interp_type=kernel, antialias=True)
+
+
 class _Pipeline:
     """A DALI pipeline, and the rows of the batches that are in it."""
 
@@ -106,10 +113,7 @@ class _Pipeline:
                 output_type=types.RGB,
                 adjust_orientation=False,  # nor does Pillow
             )
-            if gpu:
-                kernel = types.INTERP_LANCZOS3 if resample == "lanczos" else types.INTERP_LINEAR
-                images = fn.resize(images, resize_y=size[0], resize_x=size[1], interp_type=kernel, antialias=True)
-            self._pipeline.set_outputs(images)
+            self._pipeline.set_outputs(_resized(images, size, resample) if gpu else images)
         self._pipeline.build()
 
     def begin(self, wanted: Iterator[list[int]]) -> None:
