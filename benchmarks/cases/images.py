@@ -3,7 +3,7 @@
 import rivals
 import torch
 
-from cases._case import Case, copy, defined
+from cases._case import Case, by_definition, copy
 from vifast.data import Augment
 from vifast.functional import AugmentParams, BlurJitterParams, augment, blur_jitter
 from vifast.kernels import _C
@@ -59,7 +59,7 @@ def _augment(dtype):
         pillow = {"pillow": lambda: rivals.augment_pillow(images, columns, constants).to(dtype)}
         return {
             "vifast": ours,
-            "definition": defined(ours),
+            "definition": by_definition(ours),
             "eager": eager,
             "compile": torch.compile(eager),
             "floor": floor,
