@@ -1,10 +1,10 @@
-"""What the Triton kernels move and take, as Markdown: ``TRITON_INTERPRET=1 python benchmarks/predict.py``, no GPU.
+"""What the Triton kernels move and take, as Markdown: ``TRITON_INTERPRET=1 python benchmarks/predict.py [OP ..]``.
 
-Bytes and products are counted, not derived: every load, store and dot that the launchers' own kernels execute in the
-interpreter, each address once per instruction. Registers and shared memory come from compiling the same launchers for
-an H200. The predicted time is the larger of bytes over bandwidth and products over rate, of the kernels as written and
-of the floor; a cache in front of the memory puts the truth between the two. Measurements replace this where a card is
-at hand (``make gpu``).
+No GPU. Bytes and products are counted, not derived: every load, store and dot that the launchers' own kernels execute
+in the interpreter, each address once per instruction. Registers and shared memory come from compiling the same
+launchers for an H200. The predicted time is the larger of bytes over bandwidth and products over rate, of the kernels
+as written and of the floor; a cache in front of the memory puts the truth between the two. Measurements replace this
+where a card is at hand (``make gpu``).
 """
 
 import os
@@ -123,6 +123,26 @@ def _distill(n, d):
     return lambda: loss().backward(), 3 * n * d * 4, 0
 
 
+def _identities(loss):
+    """A loss of two sets of rows [N, D] and what is known of them."""
+
+    def build(n, d):
+        rows = [torch.randn(n, d).requires_grad_() for _ in range(2)]
+        return lambda: loss(*rows, torch.arange(n) // 8).backward(), 6 * n * d * 4, 0
+
+    return build
+
+
+def _hinge(raw, purified, labels):
+    return functional.center_hinge(raw, purified, labels, torch.arange(len(labels)) % 2, margin=1.0)
+
+
+def _prototype(n, k, d):
+    student, teacher, prototypes = torch.randn(n, d).requires_grad_(), torch.randn(n, d), torch.randn(k, d)
+    loss = lambda: functional.prototype_alignment(student, teacher, prototypes)  # noqa: E731
+    return lambda: loss().backward(), (4 * n + 2 * k) * d * 4, 3 * 2 * n * k * d
+
+
 def _pool(n, c, h, w):
     x = torch.rand(n, c, h, w).requires_grad_()
     return lambda: functional.gem_pool(x).sum().backward(), 3 * x.numel() * 4, 0
@@ -161,6 +181,9 @@ ENTRIES = [
     ("triplet_loss", _batch(functional.triplet_loss, 0.5), (128, 2048), 1, "128 x 2048"),
     ("weighted_triplet_loss", _batch(functional.weighted_triplet_loss, 2), (128, 2048), 1, "128 x 2048"),
     ("graph_alignment", _rows(functional.graph_alignment, 4), (60, 2048), 1, "60 x 2048"),
+    ("center_hinge", _identities(_hinge), (120, 2048), 1, "120 x 2048"),
+    ("center_triplet_loss", _identities(functional.center_triplet_loss), (32, 768), 1, "32 x 768"),
+    ("prototype_alignment", _prototype, (32, 713, 768), 1, "32 x 713 x 768"),
     ("symmetric_kl", _rows(functional.symmetric_kl), (60, 395), 1, "60 x 395"),
     ("entropy_hinge", _rows(functional.entropy_hinge), (120, 395), 1, "120 x 395"),
     ("standardized_kl", _distill, (64, 2048), 1, "64 x 2048"),
@@ -175,7 +198,8 @@ def main():
     kernels = compiled()
     print("| op | size | kernels: launches, registers, occupancy | moved | floor | ratio | as written | at the floor |")
     print("|---|---|---|--:|--:|--:|--:|--:|")
-    for name, build, counted, factor, size in ENTRIES:
+    chosen = [entry for entry in ENTRIES if entry[0] in sys.argv[1:]] or ENTRIES
+    for name, build, counted, factor, size in chosen:
         run, floor, operations = build(*counted)
         with forced("cuda"), Traffic() as traffic:
             run()

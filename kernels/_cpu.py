@@ -75,3 +75,11 @@ def float_rows(x: Tensor) -> Tensor:
     if x.dtype == torch.float32 and x.is_contiguous():
         return x  # the usual case, without three calls
     return x.to(torch.float32).contiguous()
+
+
+def centered(x: Tensor, threads: int) -> Tensor:
+    """Rows less their mean."""
+    mean, out = x.new_empty(x.size(1)), torch.empty_like(x)
+    _C.column_mean(x, mean, threads)
+    _C.subtract(x, mean, out, threads)
+    return out

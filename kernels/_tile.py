@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vifast.kernels._lang import tl, triton
+from vifast.kernels._small import SMALL
 
 CLOSE_PAIR = 1 / 64  # as kClosePair in csrc/distance.h
 
@@ -35,11 +36,23 @@ def _mean_kernel(
 
 
 def mean_row(x: Tensor, y: Tensor) -> Tensor:
-    """A float32 row near all rows: any origin is right, the mean removes the cancellation of a shared offset."""
+    """A row near all rows: any origin is right, the mean removes the cancellation of a shared offset.
+
+    Of few rows it is the first, which costs no launch: squares of what is left are then twice as large.
+    """
+    if len(x) <= SMALL and len(y) <= SMALL:
+        return x[0]
     mean = x.new_empty(x.size(1), dtype=torch.float32)
     grid = (triton.cdiv(x.size(1), 32),)
     _mean_kernel[grid](x, y, mean, len(x), len(y), x.size(1), SAME=x is y, BLOCK_R=64, BLOCK_C=32)
     return mean
+
+
+@triton.jit
+def load_origin(mean_ptr, k, n_cols):
+    """Columns k of what ``mean_row`` returned; 0 where the row that it took is not finite."""
+    mean = tl.load(mean_ptr + k, mask=k < n_cols, other=0.0).to(tl.float32)
+    return tl.where(tl.abs(mean) <= 3.4028234e38, mean, 0.0)
 
 
 @triton.jit
@@ -59,7 +72,7 @@ def sqdist_tile(
     for start in range(0, n_cols, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         k_mask = k < n_cols
-        mean = tl.load(mean_ptr + k, mask=k_mask, other=0.0)
+        mean = load_origin(mean_ptr, k, n_cols)
         x_mask = (row[:, None] < n) & k_mask[None, :]
         y_mask = (col[:, None] < m) & k_mask[None, :]
         x = tl.load(x_ptr + row[:, None] * n_cols + k[None, :], mask=x_mask, other=0.0).to(tl.float32) - mean[None, :]
@@ -101,6 +114,45 @@ def softmax_update(value, logit, mask, m, z, t, SHIFT: tl.constexpr):
         m = new
     w = tl.where(mask, tl.exp(tl.where(mask, logit - m[:, None], 0.0)), 0.0)
     return m, z + tl.sum(w, 1), t + tl.sum(tl.where(mask, w * value, 0.0), 1)
+
+
+@triton.jit
+def _pull_kernel(
+    s_ptr, x_ptr, mean_ptr, out_ptr, n, n_cols,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    k = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mean = load_origin(mean_ptr, k, n_cols)
+    sum_s = tl.zeros((BLOCK_M,), tl.float32)
+    sum_sx = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for start in range(0, n, BLOCK_N):
+        j = start + tl.arange(0, BLOCK_N).to(tl.int64)
+        s = tl.load(s_ptr + row[:, None] * n + j[None, :], mask=(row[:, None] < n) & (j[None, :] < n), other=0.0)
+        mask = (j[:, None] < n) & (k[None, :] < n_cols)
+        x = tl.load(x_ptr + j[:, None] * n_cols + k[None, :], mask=mask, other=0.0).to(tl.float32) - mean[None, :]
+        sum_sx = tl.dot(s, tl.where(mask, x, 0.0), sum_sx, input_precision=PRECISION)
+        sum_s += tl.sum(s, 1)
+    mask = (row[:, None] < n) & (k[None, :] < n_cols)
+    at = row[:, None] * n_cols + k[None, :]
+    own = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) - mean[None, :]
+    tl.store(out_ptr + at, sum_s[:, None] * own - sum_sx, mask=mask)
+
+
+def mean_free(x: Tensor, mean: Tensor) -> Tensor | None:
+    """Rows less their mean for ``pull``, which moves few rows where it reads them."""
+    return None if len(x) <= SMALL else x.float() - mean
+
+
+def pull(s: Tensor, start: int, x: Tensor, mean: Tensor, x_c: Tensor | None, out: Tensor) -> None:
+    """out_i = sum_j s_ij (x_i - x_j) for the rows of a strip s of weights, which begins at row ``start``."""
+    if x_c is not None:
+        own = x_c[start : start + len(s)]
+        torch.addmm(s.sum(1, keepdim=True) * own, s, x_c, alpha=-1, out=out[start : start + len(s)])
+        return
+    (n, n_cols), block = x.shape, {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_D": 64}
+    grid = (triton.cdiv(n, block["BLOCK_M"]), triton.cdiv(n_cols, block["BLOCK_D"]))
+    _pull_kernel[grid](s, x, mean, out, n, n_cols, PRECISION=input_precision("exact"), **block, num_warps=2)
 
 
 def tile_launch(n: int, m: int) -> dict[str, int]:

@@ -75,12 +75,12 @@ LAUNCHES = {
     ],
     "center_triplet": [
         (*2 * (_floats(n, 768),), _indices(n), 0.1, 0.5, symmetric, "exact")
-        for n, symmetric in ((16, False), (32, False), (32, True))
+        for n, symmetric in ((32, False), (32, True), (16, False))
     ]
     + [(*2 * (_floats(20, 70).bfloat16(),), _indices(20), 0.1, 0.5, False, "exact")],
     "center_triplet_backward": [
         (_floats(), _floats(4, 2, n), _indices(8 * n).view(4, 2, n), *2 * (_floats(n, 768),), _indices(n), 0.1, 0.5, s)
-        for n, s in ((16, False), (32, False), (32, True))
+        for n, s in ((32, False), (32, True), (16, False))
     ],
     "graph_alignment": [
         (_SELF[0], _OTHER_WIDTH, None, 1e-6, False, True, "exact"),
@@ -90,11 +90,24 @@ LAUNCHES = {
         (*_GRAPH, _SELF[0], _OTHER_WIDTH, None, 1e-6, False, True, "exact", True, True),
         (*_GRAPH, _HALF[0], _HALF[0], -5.0, 0.0, True, False, "fast", True, False),
         (*_GRAPH, _SELF[0], _SELF[0], None, 1e-6, False, False, "exact", False, True),
+        (
+            _floats(SMALL),
+            _doubles(6, SMALL),
+            *2 * (_floats(0),),
+            *_FEATURES,
+            None,
+            1e-6,
+            False,
+            True,
+            "exact",
+            True,
+            True,
+        ),
     ],
     "prototype_alignment": [
         (_SELF[0], _SELF[0], _floats(100, WIDTH), 0.1, 10.0, True),
         (_HALF[0], _HALF[0], _floats(100, WIDTH).bfloat16(), 0.1, 10.0, True),
-        *[(*2 * (_floats(n, 768),), _floats(713, 768), 0.1, 10.0, True) for n in (16, 32)],
+        *[(*2 * (_floats(n, 768),), _floats(713, 768), 0.1, 10.0, True) for n in (32, 16)],
         (*2 * (_floats(20, 70).bfloat16(),), _floats(20, 70).bfloat16(), 0.1, 10.0, False),
     ],
     "prototype_alignment_backward": [
