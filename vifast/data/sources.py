@@ -86,7 +86,8 @@ class Files:
 class PillowSource:
     """Decodes in `threads` threads, :data:`AHEAD` batches ahead; in the caller where `threads` is 0.
 
-    Threads and not processes: Pillow and `resize` release the interpreter for all but a twentieth of their time.
+    Threads and not processes: Pillow and `resize` release the interpreter while they work, and no batch is copied from
+    one process to another. On two cores both are as fast (`pillow_resize` and `processes` in docs/data.md).
     """
 
     def __init__(self, files: Files, *, threads: int, pinned: bool):
