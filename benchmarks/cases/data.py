@@ -123,7 +123,7 @@ def _decoded_by_dali(paths, threads):
         pipeline.set_outputs(fn.decoders.image(files))
 
     def run():
-        for _ in range(len(paths) // BATCH):
+        for _ in range(-(-len(paths) // BATCH)):
             pipeline.run()
 
     return run
