@@ -18,7 +18,7 @@ def test_round_trip(model, tmp_path):
     folder = checkpoint.save(tmp_path, 3, model, {"optimizer": optimizer.state_dict(), "step": 12})
     assert checkpoint.latest(tmp_path) == folder
     other = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-    checkpoint.load_weights(folder, other)
+    checkpoint.load_weights(folder / checkpoint.WEIGHTS, other)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
     state = checkpoint.load_state(folder)
     assert state["step"] == 12
@@ -50,7 +50,7 @@ def test_damaged_file_is_named(model, tmp_path, name, keep):
     folder = checkpoint.save(tmp_path, 1, model, {"step": 1})
     path = folder / name
     path.write_bytes(path.read_bytes()[:keep])
-    load = checkpoint.load_state if name == checkpoint.STATE else lambda f: checkpoint.load_weights(f, model)
+    load = checkpoint.load_state if name == checkpoint.STATE else lambda f: checkpoint.load_weights(f / name, model)
     with pytest.raises(ValueError, match=f"{path}: damaged"):
         load(folder)
     path.unlink()
@@ -61,5 +61,33 @@ def test_damaged_file_is_named(model, tmp_path, name, keep):
 def test_weights_of_another_system_are_one_clear_line(model, tmp_path):
     folder = checkpoint.save(tmp_path, 1, model, {})
     with pytest.raises(ValueError, match="does not fit this system") as caught:
-        checkpoint.load_weights(folder, nn.Linear(2, 2))
+        checkpoint.load_weights(folder / checkpoint.WEIGHTS, nn.Linear(2, 2))
     assert "\n" not in str(caught.value)
+
+
+def test_positions_within_an_epoch_come_after_it(model, tmp_path):
+    names = []
+    for epoch, step in ((2, 0), (2, 7), (2, 12), (3, 0)):
+        checkpoint.save(tmp_path, epoch, model, {}, step=step)
+        names.append(checkpoint.latest(tmp_path).name)
+    assert names == ["epoch-0002", "epoch-0002-step-00007", "epoch-0002-step-00012", "epoch-0003"]
+
+
+def test_the_best_is_one_file_with_its_score(model, tmp_path):
+    assert checkpoint.best_score(tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="no best checkpoint"):
+        checkpoint.find_weights(tmp_path, "best")
+    checkpoint.save(tmp_path, 1, model, {})
+    checkpoint.save_best(tmp_path, model, {"epoch": 1, "rank1": 0.5})
+    assert checkpoint.best_score(tmp_path) == {"epoch": 1, "rank1": 0.5}
+    assert checkpoint.latest(tmp_path).name == "epoch-0001"
+    other = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    checkpoint.load_weights(checkpoint.find_weights(tmp_path, "best"), other)
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+def test_a_run_that_would_not_fit_is_refused(tmp_path):
+    checkpoint.require_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(OSError, match=r"its checkpoints need .* MiB, the disk has"):
+        checkpoint.require_space(tmp_path, 2**60)
+    assert list(tmp_path.iterdir()) == []

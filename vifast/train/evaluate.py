@@ -52,23 +52,21 @@ def evaluate_run(run: Path, data: Path) -> Evaluation:
     return Evaluation(found.score(), found.query, found.gallery)
 
 
-def extract_run(run: Path, data: Path) -> Extraction:
-    """Features of the test identities of the dataset at ``data``, by the newest weights of a run's folder.
+def extract_run(run: Path, data: Path, *, which: str = "last") -> Extraction:
+    """Features of the test identities of the dataset at ``data``, by the ``"last"`` or ``"best"`` weights of a run.
 
     Raises:
-        FileNotFoundError: ``run`` is not a run, or has no checkpoint yet.
+        FileNotFoundError: ``run`` is not a run, or has no such checkpoint.
         ConfigError, ValueError: its configuration, its weights or the dataset cannot be used.
     """
     for name in ("config.yaml", "run.json"):
         if not (run / name).is_file():
             raise FileNotFoundError(f"{run}: not a run's folder, it has no {name}")
-    folder = checkpoint.latest(run)
-    if folder is None:
-        raise FileNotFoundError(f"{run}: no checkpoint yet")
+    weights = checkpoint.find_weights(run, which)
     config = load_config(run / "config.yaml", [f"data={json.dumps(str(data))}", "options.weights=null"])
     num_classes = json.loads((run / "run.json").read_text())["num_classes"]
     system = systems.get(config.system).build(config.options, num_classes=num_classes)
-    checkpoint.load_weights(folder, system)
+    checkpoint.load_weights(weights, system)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return _extract_sides(system.to(device), open_dataset(config), config)
 

@@ -152,7 +152,7 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         state = checkpoint.load_state(folder)
-        checkpoint.load_weights(folder, self.system)
+        checkpoint.load_weights(folder / checkpoint.WEIGHTS, self.system)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
