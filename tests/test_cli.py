@@ -1,5 +1,6 @@
 import json
 import re
+import signal
 import subprocess
 import sys
 
@@ -52,18 +53,29 @@ def test_synth_train_resume_evaluate(vifast, tmp_path):
     assert page.read_text().count("(person ") == min(50, len(dataset.query))
 
 
-def test_ctrl_c_says_how_to_go_on(vifast, sysu_root, tmp_path, monkeypatch):
-    train_epoch = Trainer._train_epoch
+def test_ctrl_c_saves_and_says_how_to_go_on(vifast, sysu_root, tmp_path, monkeypatch):
+    train_step = Trainer._train_step
 
-    def interrupted(self, epoch, log):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        train_epoch(self, epoch, log)
+    def interrupted(self, batches):
+        if self.step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return train_step(self, batches)
 
-    monkeypatch.setattr(Trainer, "_train_epoch", interrupted)
+    monkeypatch.setattr(Trainer, "_train_step", interrupted)
     status, output, error = vifast("train", "agw-sysu", f"data={sysu_root}", *TINY, "--out", tmp_path / "run")
     assert (status, error) == (130, "vifast: interrupted\n")
-    assert "stopped after epoch 1; the same command with --resume goes on" in output
+    assert re.search(r"stopped after \d epochs and \d steps, and saved; the same command with --resume goes on", output)
+    assert list((tmp_path / "run" / "checkpoints").glob("epoch-*"))
+
+
+def test_dry_run_says_what_it_would_take_and_writes_nothing(vifast, sysu_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, output, error = vifast("train", "agw-sysu", f"data={sysu_root}", *TINY, "--dry-run")
+    assert (status, error) == (0, "")
+    assert "system: agw" in output
+    for words in ("parameters", "operations", "GFLOP an image", "GiB: "):
+        assert words in output
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -73,7 +85,7 @@ def test_ctrl_c_says_how_to_go_on(vifast, sysu_root, tmp_path, monkeypatch):
         (["train", "agw-sysu", "epocs=1", "--out", "x"], "epocs: unknown key; the nearest known name is 'epochs'"),
         (["train", "agw-sysu", "--out", "x"], "data: expected the dataset's root folder"),
         (["train", "agw-sysu", "data=nowhere", "--out", "x"], "SYSU-MM01: folder not found: nowhere"),
-        (["train", "agw-sysu"], "Missing option '--out'"),
+        (["train", "agw-sysu"], "out: expected the folder to create, --out DIR"),
         (["synth", "--layout", "market", "--out", "x"], "layout: expected one of sysu, regdb, llcm, vcm, got 'market'"),
         (["evaluate", "nowhere", "--data", "x"], "nowhere: not a run's folder"),
         (["frobnicate"], "No such command 'frobnicate'"),

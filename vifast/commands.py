@@ -76,19 +76,36 @@ def train(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For example data=ROOT epochs=2.")
     ] = None,
     *,
-    out: Out,
+    out: Annotated[Path | None, typer.Option(help="Folder that is created for the run.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the configuration, and what the run would take.")
+    ] = False,
 ) -> None:
-    """Train a system; Ctrl-C stops it, --resume goes on from the last finished epoch."""
-    from vifast.train.config import load_config
-    from vifast.train.loop import Trainer
+    """Train a system; Ctrl-C saves it after the step under way, --resume goes on from there to the same result."""
+    from vifast.train.config import dump_config, load_config
+    from vifast.train.loop import Stopped, Trainer
 
+    resolved = load_config(config, overrides or [])
+    if dry_run:
+        from vifast.train.plan import plan_run
+
+        _console.print(dump_config(resolved), highlight=False)
+        with _console.status("taking one step of a few images"):
+            rows = plan_run(resolved).rows()
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for row in rows:
+            table.add_row(*row)
+        _console.print(table, highlight=False)
+        return
+    if out is None:
+        raise ValueError("out: expected the folder to create, --out DIR")
     with commands_data.bar():
-        trainer = Trainer(load_config(config, overrides or []), out, resume=resume)
+        trainer = Trainer(resolved, out, resume=resume)
     try:
         trainer.fit()
-    except KeyboardInterrupt:
-        _console.print(f"stopped after epoch {trainer.epoch}; the same command with --resume goes on")
+    except Stopped as stopped:
+        _console.print(f"{stopped}; the same command with --resume goes on", highlight=False)
         raise
     _console.print(f"results in [bold]{out}[/bold]", highlight=False)
 

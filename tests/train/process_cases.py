@@ -16,9 +16,9 @@ def main(folder, rank, ranks, *overrides):
     trainer = Trainer(load_config("agw-sysu", overrides), Path(folder) / f"run-{ranks}", quiet=True)
     step, rows = trainer._train_step, []
 
-    def recorded(batch):
-        rows.append(batch["index"].tolist())
-        return step(batch)
+    def recorded(batches):
+        rows.extend(batch["index"].tolist() for batch in batches)
+        return step(batches)
 
     trainer._train_step = recorded
     trainer.fit()

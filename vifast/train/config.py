@@ -70,7 +70,8 @@ class DatasetConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """Optimiser; ``lr_scale`` multiplies the rate of the system's parameter groups by name."""
+    """Optimiser; ``lr_scale`` multiplies the rate of the system's parameter groups by name, ``fused`` updates all
+    parameters in one pass."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(0.1, gt=0)
@@ -78,6 +79,7 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(5e-4, ge=0)
     lr_scale: dict[str, float] = Field(default_factory=dict)
     clip_norm: float | None = Field(None, gt=0)
+    fused: bool = True
 
 
 class ScheduleConfig(Section):
@@ -90,7 +92,13 @@ class ScheduleConfig(Section):
 
 
 class TrainConfig(Section):
-    """Everything that decides a run. ``data`` is the dataset's root folder, ``options`` the system's own."""
+    """Everything that decides a run. ``data`` is the dataset's root folder, ``options`` the system's own.
+
+    A step takes ``accumulate`` batches. Of several processes each compares the rows of its own batch, or with
+    ``gather: all`` those of everybody. ``compile`` gives the backbone to ``torch.compile``, ``deterministic`` refuses
+    operations that are not. Checkpoints are made after every epoch, and every ``checkpoint_every`` steps; the best is
+    the one whose evaluation is highest in ``best_by``.
+    """
 
     system: str
     options: Any
@@ -104,6 +112,12 @@ class TrainConfig(Section):
     precision: Literal["no", "fp16", "bf16"] = "no"
     channels_last: bool = True
     threads: int | None = Field(None, ge=1, description="of torch on the CPU; None: as many as it likes")
+    accumulate: int = Field(1, ge=1, description="batches of an optimiser step")
+    gather: Literal["rank", "all"] = "rank"
+    compile: bool = False
+    deterministic: bool = False
+    checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only after epochs")
+    best_by: Literal["rank1", "mean_ap", "mean_inp"] = "mean_ap"
     evaluate_every: int = Field(10, ge=0, description="epochs between evaluations; 0: only after the last")
 
 

@@ -35,6 +35,7 @@ class RunLog:
 
     def __init__(self, out: Path | None, *, total: int, step: int = 0, quiet: bool = False):
         self.out, self.total, self.step, self.quiet = out, total, step, quiet
+        self._shares: dict[str, float] = {}
 
     def __enter__(self) -> RunLog:
         if self.out is None:
@@ -50,12 +51,12 @@ class RunLog:
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[info]}"),
+            TextColumn("{task.fields[info]}\n[dim]{task.fields[parts]}"),
             TimeRemainingColumn(),
             disable=self.quiet,
         )
         self._progress.start()
-        self._task = self._progress.add_task("training", total=self.total, completed=self.step, info="")
+        self._task = self._progress.add_task("training", total=self.total, completed=self.step, info="", parts="")
         self._clock = time.perf_counter()
         return self
 
@@ -66,15 +67,21 @@ class RunLog:
         self._board.close()
         self._lines.close()
 
-    def train(self, step: int, scalars: Mapping[str, float], *, images: int, epoch: int) -> None:
-        """Records one optimiser step of ``images`` images."""
+    def train(
+        self, step: int, scalars: Mapping[str, float], *, images: int, epoch: int, shares: Mapping[str, float]
+    ) -> None:
+        """Records one optimiser step of ``images`` images; ``shares`` of its time by part, empty where unknown."""
         if self.out is None:
             return
         now = time.perf_counter()
         speed, self._clock = images / max(now - self._clock, 1e-9), now
-        self._write(step, "train", {**scalars, "images_per_second": speed}, epoch)
+        timed = {f"share_{part}": share for part, share in shares.items()}
+        self._write(step, "train", {**scalars, "images_per_second": speed, **timed}, epoch)
         info = f"epoch {epoch + 1}  loss {scalars['loss']:.3f}  {speed:.0f} images/s"
-        self._progress.update(self._task, completed=step, info=info)
+        for part, share in shares.items():
+            self._shares[part] = 0.9 * self._shares.get(part, share) + 0.1 * share
+        parts = "  ".join(f"{part} {share:.0%}" for part, share in self._shares.items())
+        self._progress.update(self._task, completed=step, info=info, parts=parts)
 
     def evaluation(self, step: int, scalars: Mapping[str, float], *, epoch: int) -> None:
         """Records an evaluation, and shows it above the bar."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import math
+import os
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor
 
 from vifast import systems
@@ -17,24 +22,31 @@ from vifast._files import write_text
 from vifast.data import Dataset
 from vifast.systems import System
 from vifast.train import checkpoint
-from vifast.train.config import ConfigError, OptimizerConfig, TrainConfig, dump_config, load_config
+from vifast.train.config import TrainConfig, dump_config, load_config
 from vifast.train.datasets import open_dataset, train_loader
 from vifast.train.evaluate import Evaluation, evaluate_system
+from vifast.train.interrupt import StopAsked, stop_asked
 from vifast.train.log import RunLog
+from vifast.train.optimizer import STATE_SIZE, build_optimizer
 from vifast.train.provenance import git_commit, versions
 from vifast.train.schedule import lr_factor
+from vifast.train.stopwatch import Stopwatch
 
 
 class RunError(ValueError):
     """A run that cannot start or go on; the message says why and what to do."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Somebody asked a run to stop, and it is saved; the message says where."""
+
+
 class Trainer:
     """A run in a folder: ``config.yaml``, ``run.json`` (what it depends on besides), ``metrics.jsonl``,
-    ``tensorboard/``, ``checkpoints/`` after every epoch, and ``results.json`` at the end.
+    ``tensorboard/``, ``checkpoints/``, and ``results.json`` at the end.
 
-    Every epoch starts from seeds that depend on ``(config.seed, epoch)`` alone, so a resumed run needs no
-    generator state to continue exactly where it left off.
+    Every step starts from a seed that depends on ``(config.seed, epoch, step)`` alone, and a sampler begins at any
+    step, so a resumed run needs no generator state to continue exactly where it left off.
 
     Args:
         config: resolved configuration.
@@ -45,25 +57,36 @@ class Trainer:
     Raises:
         RunError: ``out`` holds a run and ``resume`` is not asked for, or its configuration is another.
         ConfigError, FileNotFoundError, ValueError: from the dataset, the system or the checkpoint.
+        OSError: ``out`` cannot be written to, or its disk has no room for the checkpoints.
     """
 
     def __init__(self, config: TrainConfig, out: Path, *, resume: bool = False, quiet: bool = False):
         self.config, self.out, self.quiet = config, Path(out), quiet
-        self.epoch = self.step = 0  # finished epochs, and the steps in them
+        self.epoch = self.done = self.step = 0  # finished epochs, steps since then, steps in all
         self._claim_folder(resume)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.accelerator = Accelerator(mixed_precision=config.precision)
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = not config.deterministic
+        # A system may have parameters that some of its options leave without a gradient.
+        wrapper = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[wrapper])
         self.dataset: Dataset = open_dataset(config)
         set_seed(config.seed)
-        system = systems.get(config.system).build(config.options, num_classes=self.dataset.num_labels)
-        if config.channels_last:
-            system = system.to(memory_format=torch.channels_last)
+        system = build_system(config, self.dataset.num_labels)
+        checkpoint.require_space(self.out, _checkpoint_bytes(system, config))
+        if config.compile:
+            for module in system.backbones():
+                module.compile()
         optimizer = build_optimizer(system, config.optimizer)
         # Not prepared: the sampler gives every process its part of the batch, which Accelerate would divide again.
         ranks = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
         self.loader = train_loader(self.dataset, config, **ranks, device=self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(system, optimizer)
+        self._watch = Stopwatch(self.accelerator.device)
+        system.watch = self._watch
         if resume and (folder := checkpoint.latest(self.out)) is not None:
             self._restore(folder)
 
@@ -76,60 +99,117 @@ class Trainer:
         return evaluate_system(self.system, self.dataset, self.config)
 
     def fit(self) -> Evaluation:
-        """Trains to the last epoch, evaluates, and writes ``results.json``."""
+        """Trains to the last epoch, evaluates, and writes ``results.json``.
+
+        Raises:
+            Stopped: Ctrl-C or SIGTERM came; the step under way was finished, and the run saved.
+            RunError: the loss is not finite.
+        """
         config = self.config
         if self.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_text(self.out / "config.yaml", dump_config(config))
-            run = {
-                "num_classes": self.dataset.num_labels,
-                "seed": config.seed,
-                "commit": git_commit(),
-                "versions": versions(),
-            }
-            write_text(self.out / "run.json", json.dumps(run, indent=2) + "\n")
+            self._describe()
         out = self.out if self.accelerator.is_main_process else None
-        with RunLog(out, total=self._steps(range(config.epochs)), step=self.step, quiet=self.quiet) as log:
+        total = self._steps(range(config.epochs))
+        with RunLog(out, total=total, step=self.step, quiet=self.quiet) as log, stop_asked() as stop:
             for epoch in range(self.epoch, config.epochs):
-                self._train_epoch(epoch, log)
-                self.epoch = epoch + 1
+                self._train_epoch(epoch, log, stop)
+                self.epoch, self.done = epoch + 1, 0
                 self._save()
                 due = config.evaluate_every and self.epoch % config.evaluate_every == 0
                 if due and self.epoch < config.epochs:
-                    log.evaluation(self.step, self.evaluate().scores.scalars(), epoch=self.epoch)
-            evaluation = self.evaluate()
-            log.evaluation(self.step, evaluation.scores.scalars(), epoch=config.epochs)
+                    self._score(log)
+                self._stop_if(stop)
+            evaluation = self._score(log)
         if self.accelerator.is_main_process:
             write_text(self.out / "results.json", evaluation.scores.to_json())
         return evaluation
 
-    def _train_epoch(self, epoch: int, log: RunLog) -> None:
-        config = self.config
-        set_seed(config.seed + 100_003 * (epoch + 1), device_specific=True)
+    def _train_epoch(self, epoch: int, log: RunLog, stop: StopAsked) -> None:
+        config, first = self.config, self.done
         self.loader.batch_sampler.set_epoch(epoch)
-        steps = len(self.loader)
+        steps = -(-len(self.loader) // config.accumulate)
+        self.loader.batch_sampler.start_at(epoch, first * config.accumulate)
         self.model.train()
         self.system.start_epoch(epoch)
-        for step, batch in enumerate(self.loader, start=epoch * steps):
+        pending: tuple | None = None  # what the last step gave, read while the next one runs
+        for batches in self._groups():
+            step = epoch * steps + self.done
             factor = lr_factor(config.schedule, step=step, steps_per_epoch=steps, epochs=config.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            parts = self._train_step(batch)
-            scalars = dict(zip(parts, torch.stack(list(parts.values())).tolist(), strict=True))
-            if not math.isfinite(scalars["loss"]):
-                raise RunError(f"step {self.step + 1}: the loss is {scalars['loss']}; try a lower optimizer.lr")
-            self.step += 1
-            images = len(batch["image"]) * self.accelerator.num_processes
-            log.train(self.step, {**scalars, "lr_factor": factor}, images=images, epoch=epoch)
+            torch.manual_seed(self._step_seed(epoch))
+            parts = self._train_step(batches)
+            self.done, self.step = self.done + 1, self.step + 1
+            self._record(pending, log)
+            images = sum(len(batch["image"]) for batch in batches) * self.accelerator.num_processes
+            pending = (self.step, epoch, {**parts, "lr_factor": torch.tensor(factor)}, images)
+            if self.done < steps and (stop or (config.checkpoint_every and self.done % config.checkpoint_every == 0)):
+                self._record(pending, log)
+                pending = None
+                self._save()
+                self._stop_if(stop)
+        self._record(pending, log)
 
-    def _train_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _groups(self) -> Iterator[list[dict[str, Tensor]]]:
+        """The batches of a step, of which the last step of an epoch may have fewer."""
+        batches = iter(self.loader)
+        while True:
+            with self._watch("data"):
+                group = list(islice(batches, self.config.accumulate))
+            if not group:
+                return
+            yield group
+
+    def _train_step(self, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """An optimiser step; means of the loss and its parts over the batches."""
+        total: dict[str, Tensor] = {}
         self.optimizer.zero_grad()
-        parts = self.model(batch)
-        self.accelerator.backward(parts["loss"])
-        if self.config.optimizer.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
-        self.optimizer.step()
-        return {name: value.detach().float() for name, value in parts.items()}
+        for number, batch in enumerate(batches, start=1):
+            last = number == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                parts = self.model(batch)
+                with self._watch("backward"):
+                    self.accelerator.backward(parts["loss"] / len(batches))
+            for name, value in parts.items():
+                total[name] = total.get(name, 0.0) + value.detach().float() / len(batches)
+        with self._watch("optimizer"):
+            if self.config.optimizer.clip_norm is not None:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
+            self.optimizer.step()
+        return total
+
+    def _record(self, pending: tuple | None, log: RunLog) -> None:
+        if pending is None:
+            return
+        step, epoch, parts, images = pending
+        values = torch.stack([value.to(parts["loss"].device) for value in parts.values()]).tolist()
+        scalars = dict(zip(parts, values, strict=True))
+        if not math.isfinite(scalars["loss"]):
+            raise RunError(f"step {step}: the loss is {scalars['loss']}; try a lower optimizer.lr")
+        log.train(step, scalars, images=images, epoch=epoch, shares=self._watch.shares())
+
+    def _score(self, log: RunLog) -> Evaluation:
+        """Evaluates, records, and keeps the weights if they are the best so far."""
+        evaluation = self.evaluate()
+        scalars = evaluation.scores.scalars()
+        log.evaluation(self.step, scalars, epoch=self.epoch)
+        if self.accelerator.is_main_process:
+            best, name = checkpoint.best_score(self.out), self.config.best_by
+            if best is None or scalars[name] > best[name]:
+                checkpoint.save_best(self.out, self.system, {"epoch": self.epoch, **scalars})
+        self.accelerator.wait_for_everyone()
+        return evaluation
+
+    def _describe(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_text(self.out / "config.yaml", dump_config(self.config))
+        run = {
+            "num_classes": self.dataset.num_labels,
+            "seed": self.config.seed,
+            "commit": git_commit(),
+            "versions": versions(),
+        }
+        write_text(self.out / "run.json", json.dumps(run, indent=2) + "\n")
 
     def _claim_folder(self, resume: bool) -> None:
         path = self.out / "config.yaml"
@@ -142,12 +222,17 @@ class Trainer:
         if changed:
             raise RunError(f"{path}: the run to resume has another {', '.join(changed)}")
 
+    def _stop_if(self, stop: StopAsked) -> None:
+        if stop:
+            raise Stopped(f"stopped after {self.epoch} epochs and {self.done} steps, and saved")
+
     def _save(self) -> None:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
-            state: dict[str, Any] = {"epoch": self.epoch, "optimizer": self.optimizer.state_dict()}
+            state: dict[str, Any] = {"epoch": self.epoch, "done": self.done, "step": self.step}
+            state["optimizer"] = self.optimizer.state_dict()
             state["scaler"] = scaler.state_dict() if scaler is not None else None
-            checkpoint.save(self.out, self.epoch, self.system, state)
+            checkpoint.save(self.out, self.epoch, self.system, state, step=self.done)
         self.accelerator.wait_for_everyone()
 
     def _restore(self, folder: Path) -> None:
@@ -156,36 +241,40 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.epoch = state["epoch"]
-        self.step = self._steps(range(self.epoch))
+        self.epoch, self.done, self.step = state["epoch"], state["done"], state["step"]
 
     def _steps(self, epochs: range) -> int:
         """Optimiser steps of these epochs, of which a sampler may have more in one than in another."""
         steps = 0
         for epoch in epochs:
             self.loader.batch_sampler.set_epoch(epoch)
-            steps += len(self.loader)
+            steps += -(-len(self.loader) // self.config.accumulate)
         return steps
 
+    def _step_seed(self, epoch: int) -> int:
+        """One for every step; of processes that compute the same loss of all rows, the same."""
+        rank = 0 if self.config.gather == "all" else self.accelerator.process_index
+        key = 0
+        for number in (self.config.seed, epoch, self.done, rank):
+            key = (key * 1_000_003 + number + 1) % 2**63
+        return key
 
-def build_optimizer(system: System, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser over the system's parameter groups, each with its ``base_lr``.
 
-    Raises:
-        ConfigError: ``lr_scale`` names a group that the system does not have.
-    """
-    groups = system.parameter_groups()
-    unknown = sorted(config.lr_scale.keys() - groups.keys())
-    if unknown:
-        raise ConfigError(f"optimizer.lr_scale: expected among {', '.join(groups)}, got {unknown[0]!r}")
-    rated = [
-        {"params": parameters, "base_lr": config.lr * config.lr_scale.get(name, 1.0)}
-        for name, parameters in groups.items()
-    ]
-    common = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.name == "sgd":
-        return torch.optim.SGD(rated, momentum=config.momentum, nesterov=config.momentum > 0, **common)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name](rated, **common)
+def build_system(config: TrainConfig, num_classes: int) -> System:
+    """The system of a configuration, in its memory format."""
+    options = config.options
+    if getattr(options, "num_instances", 0) is None:  # the sampler's, which saves a look at the labels of a batch
+        options = dataclasses.replace(options, num_instances=2 * config.dataset.num_instances)
+    system = systems.get(config.system).build(options, num_classes=num_classes)
+    system.gather = config.gather
+    return system.to(memory_format=torch.channels_last) if config.channels_last else system
+
+
+def _checkpoint_bytes(system: System, config: TrainConfig) -> int:
+    """Of the newest checkpoint, the one that is written while it is still there, and the best weights."""
+    weights = sum(value.nbytes for value in system.state_dict().values())
+    trained = sum(p.nbytes for p in system.parameters() if p.requires_grad)
+    return 3 * weights + 2 * trained * STATE_SIZE[config.optimizer.name]
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from vifast import systems
 from vifast.systems import Batch, System
 from vifast.train.config import TrainConfig
+from vifast.train.datasets import open_dataset, train_loader
+from vifast.train.optimizer import STATE_SIZE
 
 PROBE = 4  # images of the batch that is measured: two identities, both modalities
-_STATE = {"sgd": 1, "adam": 2, "adamw": 2}  # float32 numbers that an optimiser keeps of every parameter
 _LOW = {"no": None, "fp16": torch.bfloat16, "bf16": torch.bfloat16}  # fp16 saves as many bytes as bf16
 
 
@@ -29,6 +30,7 @@ class Plan:
     steps_per_epoch: int
     epochs: int
     batch: int
+    accumulate: int
     flops_per_image: int
     state_bytes: int
     saved_bytes_per_image: int
@@ -39,7 +41,7 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        return float(self.flops_per_image) * self.batch * self.steps
+        return float(self.flops_per_image) * self.batch * self.accumulate * self.steps
 
     @property
     def memory(self) -> int:
@@ -64,13 +66,29 @@ class Plan:
         ]
 
 
-def make_plan(config: TrainConfig, *, num_classes: int, images: int, steps_per_epoch: int, batch: int) -> Plan:
+def plan_run(config: TrainConfig) -> Plan:
+    """The plan of a configured run on its dataset.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: from the dataset or the system.
+    """
+    dataset = open_dataset(config)
+    return make_plan(
+        config,
+        num_classes=dataset.num_labels,
+        images=len(dataset.train),
+        steps_per_epoch=-(-len(train_loader(dataset, config)) // config.accumulate),
+    )
+
+
+def make_plan(config: TrainConfig, *, num_classes: int, images: int, steps_per_epoch: int) -> Plan:
     """The plan of a run. A step of `PROBE` images is taken on the CPU: products and convolutions are counted, and the
     bytes that its backward holds; both grow with the images of a batch."""
     system = _probe_system(config, num_classes)
     counts = [p.numel() for p in system.parameters()]
     trained = sum(p.numel() for p in system.parameters() if p.requires_grad)
-    state = 4 * (sum(counts) + trained * (1 + _STATE[config.optimizer.name]))
+    state = 4 * (sum(counts) + trained * (1 + STATE_SIZE[config.optimizer.name]))
+    batch = 2 * config.dataset.num_ids * config.dataset.num_instances
     flops, saved = _measured(system, _probe_batch(config), _LOW[config.precision])
     return Plan(
         parameters=sum(counts),
@@ -80,6 +98,7 @@ def make_plan(config: TrainConfig, *, num_classes: int, images: int, steps_per_e
         steps_per_epoch=steps_per_epoch,
         epochs=config.epochs,
         batch=batch,
+        accumulate=config.accumulate,
         flops_per_image=flops // PROBE,
         state_bytes=state,
         saved_bytes_per_image=saved // PROBE,
