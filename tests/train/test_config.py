@@ -1,10 +1,12 @@
 import pytest
+import yaml
 from pydantic import ValidationError
 
+from vifast import systems
 from vifast.data import Augment
 from vifast.data.augmentation import CutSwap
-from vifast.systems.agw import AGWOptions
-from vifast.train.config import ConfigError, dump_config, load_config, presets
+from vifast.train.config import ConfigError, build_config, dump_config, load_config, presets
+from vifast.train.schedule import lr_factor
 
 
 @pytest.mark.parametrize("preset", presets())
@@ -13,7 +15,7 @@ def test_preset_loads_and_survives_a_round_trip(preset, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
     assert load_config(path) == config
-    assert isinstance(config.options, AGWOptions)
+    assert isinstance(config.options, systems.get(config.system).Options)
 
 
 def test_base_is_merged_key_by_key():
@@ -96,3 +98,31 @@ def test_an_augmentation_preset_under_what_is_given_beside_it():
 def test_wrong_augmentation_is_named(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config("agw-sysu", [f"dataset.augment.{override}"])
+
+
+def test_idkl_presets_are_the_published_recipe():
+    sysu, regdb, llcm, paper = (load_config(f"idkl-{name}") for name in ("sysu", "regdb", "llcm", "paper"))
+    for config in (sysu, llcm, paper):
+        assert (config.dataset.height, config.dataset.width) == (384, 144)
+        assert 2 * config.dataset.num_ids * config.dataset.num_instances == 120
+        assert config.options.graph == "full"
+    assert (regdb.dataset.height, regdb.dataset.width, regdb.options.graph) == (256, 128, "off")
+    assert 2 * regdb.dataset.num_ids * regdb.dataset.num_instances == 60
+    assert (llcm.dataset.name, llcm.dataset.draw) == ("llcm", "whole")
+    assert [config.options.distill for config in (sysu, paper)] == ["symmetric", "to_shared"]
+    for config in (sysu, regdb, llcm):
+        assert (config.optimizer.name, config.optimizer.weight_decay, config.epochs) == ("adam", 5e-3, 160)
+        assert config.dataset.sampler == "idkl"
+        rates = [
+            config.optimizer.lr * lr_factor(config.schedule, step=7 * (epoch - 1), steps_per_epoch=7, epochs=160)
+            for epoch in (1, 55, 56, 95, 96, 160)
+        ]
+        assert rates == pytest.approx([3.5e-4, 3.5e-4, 3.5e-5, 3.5e-5, 3.5e-6, 3.5e-6])
+        augment = config.dataset.augment
+        assert (augment.flip, augment.pad, augment.pad_value, augment.erase.p) == (0.5, 10, 127, 0.5)
+
+
+def test_words_that_older_yaml_takes_for_booleans_are_words():
+    config = load_config("idkl-sysu", ["precision=no", "options.graph=off", "channels_last=false"])
+    assert (config.precision, config.options.graph, config.channels_last) == ("no", "off", False)
+    assert build_config(yaml.safe_load(dump_config(config))) == config

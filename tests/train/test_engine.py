@@ -16,7 +16,8 @@ from vifast.train.log import read_metrics
 from vifast.train.loop import RunError, Trainer
 from vifast.train.plan import PROBE, plan_run
 
-IDKL = ["system=idkl", "options={backbone: resnet_tiny, backbone_width: 4, reduction: 4, graph: light, dropout: 0.0}"]
+OPTIONS = "options={backbone: resnet_tiny, backbone_width: 4, reduction: 4, graph: light, dropout: 0.0}"
+IDKL = ["system=idkl", "optimizer={name: adam}", OPTIONS]
 
 
 def test_accumulated_batches_are_one_step_with_their_mean_gradient(tiny_overrides, tmp_path):

@@ -17,18 +17,18 @@ from vifast.train.log import RunLog, read_metrics
 from vifast.train.loop import Stopped, Trainer
 
 IDKL = [  # dropout draws random numbers in every step
-    "system=idkl",
     "options={backbone: resnet_tiny, backbone_width: 4, reduction: 4, graph: light}",
     "dataset.sampler=pk",
     "steps_per_epoch=3",
     "epochs=2",
     "evaluate_every=0",
+    "precision=no",
 ]
 
 
 @pytest.fixture(params=[0, 1, 2], ids="checkpoint_every={}".format)
 def config(request, tiny_overrides):
-    return load_config("agw-sysu", [*tiny_overrides, *IDKL, f"checkpoint_every={request.param}"])
+    return load_config("idkl-sysu", [*tiny_overrides, *IDKL, f"checkpoint_every={request.param}"])
 
 
 def trajectory(out):
@@ -116,7 +116,7 @@ def test_asked_to_stop_it_saves_the_step_under_way(whole, config, tmp_path, monk
 
 def test_killed_by_the_system_at_a_random_moment(tiny_overrides, tmp_path):
     """kill -9 again and again, at whatever point the run has come to, until it is through."""
-    config = load_config("agw-sysu", [*tiny_overrides, *IDKL, "checkpoint_every=1", "epochs=3"])
+    config = load_config("idkl-sysu", [*tiny_overrides, *IDKL, "checkpoint_every=1", "epochs=3"])
     Trainer(config, tmp_path / "whole", quiet=True).fit()
     (tmp_path / "config.yaml").write_text(dump_config(config))
     program = "from vifast.train.loop import Trainer; from vifast.train.config import load_config; import sys, pathlib;"
