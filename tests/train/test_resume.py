@@ -21,7 +21,7 @@ IDKL = [  # dropout draws random numbers in every step
     "dataset.sampler=pk",
     "steps_per_epoch=3",
     "epochs=2",
-    "evaluate_every=0",
+    "evaluate_every=1",
     "precision=no",
 ]
 

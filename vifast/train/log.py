@@ -36,6 +36,7 @@ class RunLog:
     def __init__(self, out: Path | None, *, total: int, step: int = 0, quiet: bool = False):
         self.out, self.total, self.step, self.quiet = out, total, step, quiet
         self._shares: dict[str, float] = {}
+        self._evaluated: set[int] = set()
 
     def __enter__(self) -> RunLog:
         if self.out is None:
@@ -43,7 +44,9 @@ class RunLog:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from torch.utils.tensorboard import SummaryWriter
 
-        kept = [record for record in read_metrics(self.out) if record["step"] <= self.step]
+        last = {"kind": "eval", "step": self.total}  # taken again by a run that is resumed at its end
+        kept = [r for r in read_metrics(self.out) if r["step"] <= self.step and not last.items() <= r.items()]
+        self._evaluated = {record["step"] for record in kept if record["kind"] == "eval"}
         write_text(self.out / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
         self._lines = (self.out / METRICS).open("a", buffering=1)
         self._board = SummaryWriter(self.out / "tensorboard", purge_step=self.step + 1 if self.step else None)
@@ -82,6 +85,10 @@ class RunLog:
             self._shares[part] = 0.9 * self._shares.get(part, share) + 0.1 * share
         parts = "  ".join(f"{part} {share:.0%}" for part, share in self._shares.items())
         self._progress.update(self._task, completed=step, info=info, parts=parts)
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the folder's run was evaluated after this step."""
+        return step in self._evaluated
 
     def evaluation(self, step: int, scalars: Mapping[str, float], *, epoch: int) -> None:
         """Records an evaluation, and shows it above the bar."""

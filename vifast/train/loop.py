@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from torch import Tensor
 
 from vifast import systems
@@ -111,13 +111,12 @@ class Trainer:
         out = self.out if self.accelerator.is_main_process else None
         total = self._steps(range(config.epochs))
         with RunLog(out, total=total, step=self.step, quiet=self.quiet) as log, stop_asked() as stop:
+            self._score_if_due(log)  # where the run was cut short between a checkpoint and its evaluation
             for epoch in range(self.epoch, config.epochs):
                 self._train_epoch(epoch, log, stop)
                 self.epoch, self.done = epoch + 1, 0
                 self._save()
-                due = config.evaluate_every and self.epoch % config.evaluate_every == 0
-                if due and self.epoch < config.epochs:
-                    self._score(log)
+                self._score_if_due(log)
                 self._stop_if(stop)
             evaluation = self._score(log)
         if self.accelerator.is_main_process:
@@ -187,6 +186,12 @@ class Trainer:
         if not math.isfinite(scalars["loss"]):
             raise RunError(f"step {step}: the loss is {scalars['loss']}; try a lower optimizer.lr")
         log.train(step, scalars, images=images, epoch=epoch, shares=self._watch.shares())
+
+    def _score_if_due(self, log: RunLog) -> None:
+        every, total = self.config.evaluate_every, self.config.epochs
+        due = every and self.epoch % every == 0 and 0 < self.epoch < total and self.done == 0
+        if due and broadcast_object_list([not log.has_evaluation(self.step)])[0]:  # the first process knows
+            self._score(log)
 
     def _score(self, log: RunLog) -> Evaluation:
         """Evaluates, records, and keeps the weights if they are the best so far."""
