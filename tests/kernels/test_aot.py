@@ -20,7 +20,8 @@ def test_every_launcher_is_compiled():
     launchers = {op.name: op.kernels["cuda"] for op in Op.registered if "cuda" in op.kernels}
     # The guide's example registers an op of its own when the documentation is tested in this process.
     ours = {name for name, launcher in launchers.items() if launcher.__module__.startswith("vifast.")}
-    assert set(LAUNCHES) == ours
+    products = {op.name for op in Op.registered if op.kernels.get("cpu") is op.kernels.get("cuda")}  # the platform's
+    assert set(LAUNCHES) == ours - products
 
 
 @pytest.mark.slow
