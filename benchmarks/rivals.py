@@ -223,7 +223,7 @@ def augment(images, r, constants):
 
 
 def augment_pillow(images, r, constants):
-    """One image after the other, as transforms of Pillow images and then of tensors do it."""
+    """One image after the other, by torchvision's transforms of Pillow images, then tensors, and their copies."""
     from PIL import Image, ImageOps
 
     mean, std, fill = (torch.tensor(v)[:, None, None] for v in constants)
@@ -237,7 +237,7 @@ def augment_pillow(images, r, constants):
         if r["flip"][k]:
             shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         x = torch.from_numpy(np.array(shown)).permute(2, 0, 1).contiguous().float().div(255)
-        x = x.sub_(mean).div_(std)
+        x = x.clone().sub_(mean).div_(std)
         boxes = [
             [int(r[f"{box}_{side}"][k]) for side in ("top", "left", "height", "width")] for box in ("color", "erase")
         ]
