@@ -65,6 +65,9 @@ def test_show_writes_a_contact_sheet(vifast, llcm_root, tmp_path, split):
     assert (status, error) == (0, "")
     assert f"wrote LLCM, {split}, to" in output
     assert np.ptp(np.array(Image.open(out))) > 0
+    other = tmp_path / "augmented.png"
+    assert vifast("data", "show", llcm_root, "--out", other, "--split", split, "--ids", 2, "--augment", "dakd")[0] == 0
+    assert not np.array_equal(np.array(Image.open(other)), np.array(Image.open(out)))
 
 
 def test_wrong_input_is_one_line_and_status_2(vifast, llcm_root, tmp_path, monkeypatch):
