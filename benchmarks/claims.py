@@ -86,6 +86,19 @@ README = {
         "{7166x8680x2048 floor} × the product N × N (N = 15,846)",
         "{3803x3010x2048 numpy_classic} × faster than the NumPy classic with the same products (3803 × 3010)",
     ),
+    "`augment`": (
+        "{64x384x128 floor} × the bytes (64 × 384 × 128)",
+        "{64x384x128 eager} × faster than batched PyTorch, {64x384x128 pillow} × than Pillow image by image",
+    ),
+    "`blur_jitter`": (
+        "{64x256x128 floor} × the bytes (64 × 256 × 128), of which half are blurred",
+        "{64x256x128 compile} × faster than `torch.compile`, {64x256x128 pillow} × than Pillow image by image",
+    ),
+    "`make_loader`, `open_cache`": (
+        "",
+        "{load_images 512x384x144 processes} × faster than `DataLoader` with Pillow in two processes; from the cache "
+        "{image_cache 64x384x144 pillow} × faster than decoding",
+    ),
 }
 
 # "Measured" of kernels/<file>.py.
