@@ -14,7 +14,7 @@ Exact    CPU: the product only nominates; the winner is found by direct differen
 Memory   CPU: O(N) state, from 1024 rows on one mean-free copy of the rows. CUDA: O(N). Backward: the gradient.
 Floor    half of one N x N x D product for a set against itself (each pair of tiles is multiplied once on the CPU);
          backward at most 6*N*D*4 bytes read, N*D*4 written.
-Measured 2.9, 0.59, 0.37 and 0.30 of the platform's product for 64, 512, 2048 and 8192 rows of 2048 on two cores of an
+Measured 4.2, 0.59, 0.37 and 0.30 of the platform's product for 64, 512, 2048 and 8192 rows of 2048 on two cores of an
          AMD EPYC, forward and backward.
 Source   specs idkl 4; Hermans et al. 2017, batch-hard.
 """

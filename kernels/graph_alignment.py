@@ -19,7 +19,7 @@ Memory   mean-free rows of both sets (twice on the CPU: as rows and packed), the
          or two strips of 512 x N (CUDA): no N x N beyond KEEP_DISTANCES rows.
 Launches on a GPU up to SMALL rows two forward, and backward one and one for each gradient, as in weighted_triplet.
 Floor    3 products N x N x (D + E); on the CPU 2, where each pair is multiplied once, and 1.5 where distances are kept.
-Measured 0.85, 0.73 and 0.44 of the platform's products (60, 120, 2048 rows of 2048, both ways, 2 cores of an AMD EPYC).
+Measured 0.90, 0.78 and 0.40 of the platform's products (60, 120, 2048 rows of 2048, both ways, 2 cores of an AMD EPYC).
 Source   specs idkl 5 (graphs), dakd 11 (relations), ckda 5.3 (affinities).
 """
 
