@@ -143,6 +143,11 @@ KERNELS = {
         "{60x2048 floor}, {120x2048 floor} and {2048x2048 floor} of the platform's products (60, 120, 2048 rows of "
         "2048, both ways, 2 cores of an AMD EPYC).",
     ),
+    "linear": (
+        "idkl_objective",
+        "with the rest of IDKLObjective {120x2048x395 floor} of the classifiers' products by the platform for 120 "
+        "rows, 395 classes, on two cores of an AMD EPYC, forward and backward.",
+    ),
     "pairwise_distance": (
         "pairwise_distance",
         "{128x2048 floor}, {512x2048 floor} and {2048x2048 floor} of the platform's product for 128, 512 and 2048 "

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from vifast import _checks
 from vifast.functional import center_hinge, entropy_hinge
+from vifast.kernels.linear import linear
 from vifast.losses import IDKLLoss
 from vifast.losses.idkl import TERMS as ALIGNED
 from vifast.nn import BNNeck, Purified
@@ -112,8 +113,8 @@ class IDKLObjective(nn.Module):
     def forward(self, shared: Tensor, purified: Purified, labels: Tensor, modality: Tensor) -> dict[str, Tensor]:
         labels, modality = labels.long(), modality.long()
         neck_shared, neck_specific = self.neck_shared(shared), self.neck_specific(purified.fused)
-        logits_shared = self.classifier_shared(neck_shared)
-        logits_specific = self.classifier_specific(neck_specific)
+        logits_shared = linear(neck_shared, self.classifier_shared.weight)
+        logits_specific = linear(neck_specific, self.classifier_specific.weight)
         confused = modality[: len(modality) // 2].repeat_interleave(2).roll(-1)
         aligned = self.alignment(shared, purified.fused, logits_shared, logits_specific, labels, modality)
         own: dict[str, Callable[[], Tensor]] = {
@@ -130,7 +131,7 @@ class IDKLObjective(nn.Module):
         return {"loss": loss, **parts, **aligned}
 
     def _purifier(self, purified: Purified, labels: Tensor, modality: Tensor) -> Tensor:
-        raw, masked = self.classifier_entropy(purified.raw), self.classifier_entropy(purified.masked)
+        raw, masked = (linear(rows, self.classifier_entropy.weight) for rows in (purified.raw, purified.masked))
         hinge = center_hinge(purified.normed, purified.normed_masked, labels, modality)
         return entropy_hinge(raw, masked) + hinge
 
