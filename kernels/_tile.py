@@ -35,12 +35,13 @@ def _mean_kernel(
     tl.store(mean_ptr + col, total / tl.maximum(count, 1.0), mask=col < n_cols)
 
 
-def mean_row(x: Tensor, y: Tensor) -> Tensor:
+def mean_row(x: Tensor, y: Tensor, *, first: bool = True) -> Tensor:
     """A row near all rows: any origin is right, the mean removes the cancellation of a shared offset.
 
-    Of few rows it is the first, which costs no launch: squares of what is left are then twice as large.
+    Of few rows it is the ``first``, which costs no launch: squares of what is left, and with them the error of a
+    distance, are then twice as large. That is too much for weights that are exponentials of distances in the hundreds.
     """
-    if len(x) <= SMALL and len(y) <= SMALL:
+    if first and len(x) <= SMALL and len(y) <= SMALL:
         return x[0]
     mean = x.new_empty(x.size(1), dtype=torch.float32)
     grid = (triton.cdiv(x.size(1), 32),)

@@ -15,8 +15,9 @@ Backward with c_ij = dL/dd_ij and s_ij = (c_ij + c_ji) / d_ij, grad_i = f_i sum_
          positive also gets -slope_i p_i 1e-6 / z+_i.
 Memory   mean-free rows (CPU: twice, as rows and packed) and the gradient, O(N) state, one tile (CPU) or one strip of
          512 x N (CUDA): no N x N beyond KEEP_DISTANCES rows.
-Launches on a GPU up to SMALL rows two forward and two backward, the weights and the product with them: either pair
-         would need a program to wait for all others, or to form all distances again for each block of columns.
+Launches on a GPU up to SMALL rows three forward and three backward, the mean row, the weights and the product with
+         them: either would need a program to wait for all others, or to form all distances again for each block of
+         columns.
 Floor    3 products N x N x D (forward, recomputed distances, gradient); 2 on the CPU, where each pair of tiles is
          multiplied once.
 Measured 1.2, 0.51, 0.35 and 0.43 of the platform's three products for 64, 512, 2048 and 8192 rows of 2048 on two cores
@@ -212,7 +213,7 @@ def _triton(feat, labels, stable, precision):
     loss, saved, *unused = _alloc(feat, labels, stable, precision)
     with torch.cuda.device_of(x):
         _fold_kernel[(rows, splits)](
-            x, mean_row(x, x), labels, stats, n, n_cols, splits, STABLE=stable, FLOOR_=FLOOR, CLOSE=CLOSE_PAIR,
+            x, mean_row(x, x, first=False), labels, stats, n, n_cols, splits, STABLE=stable, FLOOR_=FLOOR, CLOSE=CLOSE_PAIR,
             PRECISION=input_precision(precision), **launch,
         )  # fmt: skip
         _finish_kernel[(triton.cdiv(n, 128),)](stats, loss, saved, n, splits, STABLE=stable, EPS_=EPS, BLOCK=128)
@@ -331,7 +332,7 @@ def _triton_backward(grad, saved, mean, dist, feat, labels, stable, precision):
     launch = tile_launch(n, n) | {"BLOCK_N": 32}  # fourteen values an anchor beside the tile: 64 spill on sm_100
     strip = x.new_empty(min(STRIP, n), n, dtype=torch.float32)
     with torch.cuda.device_of(x):
-        mean = mean_row(x, x)
+        mean = mean_row(x, x, first=False)
         x_c = mean_free(x, mean)
         out = torch.empty_like(x if x_c is None else x_c)
         for start in range(0, n, STRIP):

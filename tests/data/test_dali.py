@@ -162,7 +162,9 @@ from vifast.data import make_loader, sysu
 batches = iter(make_loader(sysu.load({str(sysu_tree)!r}).train, size=(32, 16), batch_size=4, loader="dali"))
 print(len(next(batches)["index"]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=sysu_tree, capture_output=True, text=True, timeout=120, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
 
 

@@ -29,7 +29,7 @@ CALLS = {
         lambda a, b, labels, modality: F.triplet_loss(a, labels, reference=b, reference_labels=labels),
     ),
     "triplet_loss, cosine": (4, 3, lambda a, b, labels, modality: F.triplet_loss(a, labels, metric="cosine")),
-    "weighted_triplet_loss": (3, 3, lambda a, b, labels, modality: F.weighted_triplet_loss(a, labels)),
+    "weighted_triplet_loss": (4, 4, lambda a, b, labels, modality: F.weighted_triplet_loss(a, labels)),
     "center_triplet_loss": (1, 1, lambda a, b, labels, modality: F.center_triplet_loss(a, b, labels)),
     "graph_alignment": (3, 4, lambda a, b, labels, modality: F.graph_alignment(a, b)),
     "relation_alignment": (6, 4, lambda a, b, labels, modality: F.relation_alignment(a, b)),
