@@ -212,8 +212,9 @@ def _triton(feat, labels, stable, precision):
     stats = x.new_empty(6, splits, n, dtype=torch.float32)
     loss, saved, *unused = _alloc(feat, labels, stable, precision)
     with torch.cuda.device_of(x):
+        mean = mean_row(x, x, first=False)
         _fold_kernel[(rows, splits)](
-            x, mean_row(x, x, first=False), labels, stats, n, n_cols, splits, STABLE=stable, FLOOR_=FLOOR, CLOSE=CLOSE_PAIR,
+            x, mean, labels, stats, n, n_cols, splits, STABLE=stable, FLOOR_=FLOOR, CLOSE=CLOSE_PAIR,
             PRECISION=input_precision(precision), **launch,
         )  # fmt: skip
         _finish_kernel[(triton.cdiv(n, 128),)](stats, loss, saved, n, splits, STABLE=stable, EPS_=EPS, BLOCK=128)
