@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,7 +59,6 @@ class RunLog:
         )
         self._progress.start()
         self._task = self._progress.add_task("training", total=self.total, completed=self.step, info="", parts="")
-        self._clock = time.perf_counter()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -71,13 +69,11 @@ class RunLog:
         self._lines.close()
 
     def train(
-        self, step: int, scalars: Mapping[str, float], *, images: int, epoch: int, shares: Mapping[str, float]
+        self, step: int, scalars: Mapping[str, float], *, speed: float, epoch: int, shares: Mapping[str, float]
     ) -> None:
-        """Records one optimiser step of ``images`` images; ``shares`` of its time by part, empty where unknown."""
+        """Records an optimiser step at ``speed`` images a second; ``shares`` of its time by part, empty where unknown."""
         if self.out is None:
             return
-        now = time.perf_counter()
-        speed, self._clock = images / max(now - self._clock, 1e-9), now
         timed = {f"share_{part}": share for part, share in shares.items()}
         self._write(step, "train", {**scalars, "images_per_second": speed, **timed}, epoch)
         info = f"epoch {epoch + 1}  loss {scalars['loss']:.3f}  {speed:.0f} images/s"
@@ -97,7 +93,6 @@ class RunLog:
         self._write(step, "eval", scalars, epoch)
         text = "  ".join(f"{name} {100 * value:.1f} %" for name, value in scalars.items())
         self._progress.console.print(f"epoch {epoch}: {text}", highlight=False)
-        self._clock = time.perf_counter()
 
     def _write(self, step: int, kind: str, scalars: Mapping[str, float], epoch: int) -> None:
         self._lines.write(json.dumps({"step": step, "epoch": epoch, "kind": kind, **scalars}) + "\n")

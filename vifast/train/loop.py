@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -131,6 +132,7 @@ class Trainer:
         self.model.train()
         self.system.start_epoch(epoch)
         pending: tuple | None = None  # what the last step gave, read while the next one runs
+        clock = time.perf_counter()
         for batches in self._groups():
             step = epoch * steps + self.done
             factor = lr_factor(config.schedule, step=step, steps_per_epoch=steps, epochs=config.epochs)
@@ -139,14 +141,16 @@ class Trainer:
             torch.manual_seed(self._step_seed(epoch))
             parts = self._train_step(batches)
             self.done, self.step = self.done + 1, self.step + 1
-            self._record(pending, log)
+            self._record(pending, log)  # on a GPU this waits for the last step, so the clock below is the card's
+            seconds, clock = time.perf_counter() - clock, time.perf_counter()
             images = sum(len(batch["image"]) for batch in batches) * self.accelerator.num_processes
-            pending = (self.step, epoch, {**parts, "lr_factor": torch.tensor(factor)}, images)
+            pending = (self.step, epoch, {**parts, "lr_factor": torch.tensor(factor)}, images / seconds)
             if self.done < steps and (stop or (config.checkpoint_every and self.done % config.checkpoint_every == 0)):
                 self._record(pending, log)
                 pending = None
                 self._save()
                 self._stop_if(stop)
+                clock = time.perf_counter()
         self._record(pending, log)
 
     def _groups(self) -> Iterator[list[dict[str, Tensor]]]:
@@ -180,12 +184,12 @@ class Trainer:
     def _record(self, pending: tuple | None, log: RunLog) -> None:
         if pending is None:
             return
-        step, epoch, parts, images = pending
+        step, epoch, parts, speed = pending
         values = torch.stack([value.to(parts["loss"].device) for value in parts.values()]).tolist()
         scalars = dict(zip(parts, values, strict=True))
         if not math.isfinite(scalars["loss"]):
             raise RunError(f"step {step}: the loss is {scalars['loss']}; try a lower optimizer.lr")
-        log.train(step, scalars, images=images, epoch=epoch, shares=self._watch.shares())
+        log.train(step, scalars, speed=speed, epoch=epoch, shares=self._watch.shares())
 
     def _score_if_due(self, log: RunLog) -> None:
         every, total = self.config.evaluate_every, self.config.epochs
