@@ -71,7 +71,7 @@ class RunLog:
     def train(
         self, step: int, scalars: Mapping[str, float], *, speed: float, epoch: int, shares: Mapping[str, float]
     ) -> None:
-        """Records an optimiser step at ``speed`` images a second; ``shares`` of its time by part, empty where unknown."""
+        """Records an optimiser step at ``speed`` images a second, and the ``shares`` of its parts in its time."""
         if self.out is None:
             return
         timed = {f"share_{part}": share for part, share in shares.items()}
