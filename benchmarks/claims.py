@@ -91,7 +91,7 @@ README = {
         "{64x384x128 eager} × faster than batched PyTorch, {64x384x128 pillow} × than Pillow image by image",
     ),
     "`blur_jitter`": (
-        "{64x256x128 floor} × the bytes (64 × 256 × 128), of which half are blurred",
+        "{64x256x128 floor} × the bytes (64 × 256 × 128), of which a fourth is blurred",
         "{64x256x128 compile} × faster than `torch.compile`, {64x256x128 pillow} × than Pillow image by image",
     ),
     "`make_loader`, `open_cache`": (
@@ -103,10 +103,19 @@ README = {
 
 # "Measured" of kernels/<file>.py.
 KERNELS = {
+    "augment": (
+        "augment",
+        "{64x384x128 floor} and {64x288x144 floor} of the bytes for 64 images to float32 on two cores of an AMD EPYC.",
+    ),
     "batch_hard": (
         "triplet_loss",
         "{64x2048 floor}, {512x2048 floor}, {2048x2048 floor} and {8192x2048 floor} of the platform's product for "
         "64, 512, 2048 and 8192 rows of 2048 on two cores of an AMD EPYC, forward and backward.",
+    ),
+    "blur_jitter": (
+        "blur_jitter",
+        "{64x256x128 floor} and {64x384x128 floor} of the bytes for 64 images, of which a fourth is blurred and a "
+        "fourth jittered, on two cores of an AMD EPYC: arithmetic, not bytes.",
     ),
     "center_hinge": (
         "center_hinge",
@@ -127,6 +136,11 @@ KERNELS = {
         "dakd_loss",
         "with the rest of DAKDLoss {32x395x2048 floor} of the platform's products for 32 + 32 rows, 395 classes, on "
         "two cores of an AMD EPYC, forward and backward.",
+    ),
+    "confidence_weights": (
+        "dakd_loss",
+        "within DAKDLoss, whose whole is {32x395x2048 floor} of its products for 32 + 32 rows, 395 classes, on two "
+        "cores of an AMD EPYC, forward and backward.",
     ),
     "entropy_hinge": (
         "entropy_hinge",
@@ -166,6 +180,11 @@ KERNELS = {
         "purifier",
         "{120x2048x24x9 floor} and {120x2048x18x9 floor} of the bytes, gradients into new memory, for maps of 120 x "
         "2048 x 24 x 9 and 18 x 9 on two cores of an AMD EPYC, forward and backward.",
+    ),
+    "purifier_gates": (
+        "purifier_layer",
+        "with the rest of the purifier {60x2048x24x9 floor} of the bare products for maps of 60 x 2048 x 24 x 9 on two "
+        "cores of an AMD EPYC, forward and backward.",
     ),
     "standardized_kl": (
         "standardized_kl",

@@ -1,7 +1,7 @@
 """Small batches on a GPU: up to how many rows one launch does all of a loss, and how its last program knows that it is.
 
-A launch takes the host 5 us and more and leaves a gap between kernels on the card; the bytes of 128 rows of 2048 take
-a quarter of a microsecond. Beyond these limits the work of one program grows with the square of the rows while the
+A launch costs the host time and leaves a gap between kernels on the card, both much longer than the megabyte of 128
+rows of 2048 takes to be read. Beyond these limits the work of one program grows with the square of the rows while the
 launches stay as many, so there the streamed kernels win. Static reasoning: no card has been at hand.
 """
 

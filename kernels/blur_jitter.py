@@ -13,6 +13,8 @@ Exact     Taps are multiples of 2^-22, so the sums of a blur are integers, of 30
           even, as in torch.round. A jitter has one order, and no compiler may fuse its product with its sum.
 Memory    out; on the CPU 2 R + 2 rows of int32 a thread, on a GPU a number for 2048 pixels.
 Floor     3 B H W bytes read, as many written. Contrast reads its images twice.
+Measured  7.0 and 6.5 of the bytes for 64 images, of which a fourth is blurred and a fourth jittered, on two cores of an
+          AMD EPYC: arithmetic, not bytes.
 Source    spec ckda 7: of every infrared image one of both, factors 0.7..1.3, or R = 10 and deviations 0.1..3.
 """
 

@@ -6,6 +6,7 @@ c_i >= theta (``high``) or c_i <= theta, so rows tied with it are kept.
 Shapes    confidence [N]; mask [N] of its dtype. logits [N, C]; confidence = max_j softmax(logits_i)_j, float32.
 Edges     a NaN is left out of the percentile and never kept; no finite confidence: nothing is kept.
 Memory    results and, beyond MOST rows of a GPU, a sorted copy. No value goes to the host. No gradient.
+Floor     one read of the confidences, or of the logits. DAKDLoss asks confidence_weights instead.
 Source    spec dakd 5.4.
 """
 

@@ -16,6 +16,8 @@ Backward normalises again. With d what A_1 passes back, P positions and sums ove
 Bits     the products are the platform's convolutions; with another number of threads they may round otherwise.
 Memory   results and a few slabs, nothing kept but them and the arguments; backward the gradient of x and a few slabs.
 Floor    the products; one read of x and one write of both gates forward, each the other way backward and x again.
+Measured with the rest of the purifier 1.2 of the bare products for maps of 60 x 2048 x 24 x 9 on two cores of an AMD
+         EPYC, forward and backward.
 Source   specs idkl 3.
 """
 
