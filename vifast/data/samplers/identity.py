@@ -1,6 +1,7 @@
 """What the batch samplers share: the images of every identity, the position in an epoch, the share of one process."""
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.utils.data import Sampler
 from vifast import _checks
 
 
-class IdentitySampler(Sampler[list[int]]):
+class IdentitySampler(Sampler[list[int]], ABC):
     """Batches of `num_ids` identities with `num_instances` infrared and as many visible images each.
 
     A subclass draws an epoch's batches in `_draw`; they are a pure function of `(seed, epoch)`. Pass the sampler as
@@ -36,15 +37,17 @@ class IdentitySampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        images: dict[int, tuple[np.ndarray, np.ndarray]],
+        labels,
+        modality,
         *,
         num_ids: int,
         num_instances: int,
-        num_batches: int | None,
-        seed: int,
-        rank: int,
-        world_size: int,
+        num_batches: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ):
+        images = self._usable(images_by_identity(labels, modality), num_instances)
         for name, value, least in (
             ("num_ids", num_ids, 1),
             ("num_instances", num_instances, 1),
@@ -65,7 +68,9 @@ class IdentitySampler(Sampler[list[int]]):
             for name, found in zip(("infrared", "visible"), rows, strict=True):
                 if not len(found):
                     raise ValueError(f"labels: identity {identity} has no {name} image")
-        self.num_ids, self.num_instances, self.num_batches, self.seed = num_ids, num_instances, num_batches, seed
+        self._images = list(images.values())
+        self.num_ids, self.num_instances, self.seed = num_ids, num_instances, seed
+        self.num_batches = self._whole_epoch() if num_batches is None else num_batches
         self.rank, self.world_size = rank, world_size
         self.batch_size, self.drop_last = 2 * num_ids * num_instances // world_size, True
         self.epoch = self.step = 0
@@ -92,9 +97,21 @@ class IdentitySampler(Sampler[list[int]]):
             rows = rows.transpose(0, 2, 1) if self.layout == "alternating" else rows[:, ::-1].transpose(1, 0, 2)
             yield rows.reshape(-1).tolist()
 
+    def _usable(self, images: dict, num_instances: int) -> dict:
+        """The identities that take part."""
+        return images
+
+    def _most(self) -> int:
+        """Images of the larger modality."""
+        return max(sum(map(len, rows)) for rows in zip(*self._images, strict=True))
+
+    @abstractmethod
+    def _whole_epoch(self) -> int | None:
+        """Batches of an epoch if nobody says how many; None where that depends on the draws."""
+
+    @abstractmethod
     def _draw(self, epoch: int) -> Iterable[np.ndarray]:
         """The batches of an epoch, each as rows `[num_ids, 2, num_instances]`, infrared before visible."""
-        raise NotImplementedError
 
 
 def images_by_identity(labels, modality) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vifast import _checks
-from vifast.data.samplers.identity import IdentitySampler, images_by_identity
+from vifast.data.samplers.identity import IdentitySampler
 
 SHORT = ("error", "skip", "repeat")
 
@@ -49,44 +49,13 @@ class IdklSampler(IdentitySampler):
         (1, [[6, 4, 2, 0]])
     """
 
-    def __init__(
-        self,
-        labels,
-        modality,
-        *,
-        num_ids: int,
-        num_instances: int,
-        short: str = "error",
-        num_batches: int | None = None,
-        seed: int = 0,
-        state: tuple | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
+    def __init__(self, labels, modality, *, short: str = "error", seed: int = 0, state: tuple | None = None, **options):
         _checks.one_of("short", short, SHORT)
-        images = images_by_identity(labels, modality)
-        for identity, pair in list(images.items()) if short != "repeat" else ():
-            infrared, visible = map(len, pair)
-            if not _falls_short(infrared, visible, num_instances):
-                continue
-            if short == "error":
-                raise ValueError(
-                    f"labels: identity {identity} has {infrared} infrared and {visible} visible images, expected "
-                    f"num_instances {num_instances} of each or fewer of both; see short='skip' and short='repeat'"
-                )
-            del images[identity]
-        super().__init__(
-            images,
-            num_ids=num_ids,
-            num_instances=num_instances,
-            num_batches=num_batches,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-        )
+        self._short = short
+        super().__init__(labels, modality, seed=seed, **options)
         if seed >= 2**32:
             raise ValueError(f"seed: expected at most {2**32 - 1}, got {seed}")
-        self._images = sorted(images.values(), key=lambda pair: pair[0][0])  # by their first infrared row
+        self._images.sort(key=lambda pair: pair[0][0])  # by their first infrared row
         generator = np.random.RandomState(seed)
         if state is not None:
             try:
@@ -95,6 +64,23 @@ class IdklSampler(IdentitySampler):
                 raise ValueError(f"state: expected what np.random.get_state() returns ({error})") from error
         self._states = [generator.get_state()]  # before every epoch that was reached
         self._drawn: tuple[int, np.ndarray] | None = None
+
+    def _usable(self, images: dict, num_instances: int) -> dict:
+        usable = {}
+        for identity, pair in images.items():
+            infrared, visible = map(len, pair)
+            short = self._short != "repeat" and _falls_short(infrared, visible, num_instances)
+            if short and self._short == "error":
+                raise ValueError(
+                    f"labels: identity {identity} has {infrared} infrared and {visible} visible images, expected "
+                    f"num_instances {num_instances} of each or fewer of both; see short='skip' and short='repeat'"
+                )
+            if not short:
+                usable[identity] = pair
+        return usable
+
+    def _whole_epoch(self) -> None:
+        return None
 
     def __len__(self) -> int:
         found = len(self._draw(self.epoch))

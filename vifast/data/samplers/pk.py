@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vifast.data.samplers.identity import IdentitySampler, images_by_identity
+from vifast.data.samplers.identity import IdentitySampler
 
 
 class CrossModalSampler(IdentitySampler):
@@ -33,32 +33,8 @@ class CrossModalSampler(IdentitySampler):
         [0, 1, 2, 3]
     """
 
-    def __init__(
-        self,
-        labels,
-        modality,
-        *,
-        num_ids: int,
-        num_instances: int,
-        num_batches: int | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
-        images = images_by_identity(labels, modality)
-        super().__init__(
-            images,
-            num_ids=num_ids,
-            num_instances=num_instances,
-            num_batches=num_batches,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-        )
-        self._images = list(images.values())
-        if num_batches is None:
-            most = max(sum(map(len, rows)) for rows in zip(*self._images, strict=True))
-            self.num_batches = max(1, most // (num_ids * num_instances))
+    def _whole_epoch(self) -> int:
+        return max(1, self._most() // (self.num_ids * self.num_instances))
 
     def _draw(self, epoch: int) -> Iterator[np.ndarray]:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from vifast import _checks
-from vifast.data.samplers.identity import IdentitySampler, images_by_identity
+from vifast.data.samplers.identity import IdentitySampler
 
 LAYOUTS = ("halves", "alternating")
 
@@ -38,37 +38,17 @@ class ReplacementSampler(IdentitySampler):
         (2, [0, 2])
     """
 
-    def __init__(
-        self,
-        labels,
-        modality,
-        *,
-        num_ids: int,
-        num_instances: int,
-        num_batches: int | None = None,
-        layout: str = "halves",
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
+    def __init__(self, labels, modality, *, layout: str = "halves", **options):
         _checks.one_of("layout", layout, LAYOUTS)
         self.layout = layout
-        images = images_by_identity(labels, modality)
-        super().__init__(
-            images,
-            num_ids=num_ids,
-            num_instances=num_instances,
-            num_batches=num_batches,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-        )
-        groups = [rows for pair in images.values() for rows in pair]
+        super().__init__(labels, modality, **options)
+        groups = [rows for pair in self._images for rows in pair]
         self._rows = np.concatenate(groups)
         self._counts = np.array([len(rows) for rows in groups]).reshape(-1, 2)  # infrared, visible of each identity
         self._first = np.cumsum([0, *self._counts.reshape(-1)[:-1]]).reshape(-1, 2)
-        if num_batches is None:
-            self.num_batches = int(self._counts.sum(0).max()) // (num_ids * num_instances) + 1
+
+    def _whole_epoch(self) -> int:
+        return self._most() // (self.num_ids * self.num_instances) + 1
 
     def _draw(self, epoch: int) -> Iterator[np.ndarray]:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
