@@ -123,6 +123,15 @@ def test_without_a_sampler_all_images_come_in_order_and_unchanged(train):
     np.testing.assert_allclose(restored.permute(1, 2, 0).numpy() * 255, pixels, atol=1e-3)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_plain_images_of_a_loader_that_trains(train, cached):
+    options = {"size": SIZE, "cache": open_cache(train, size=SIZE) if cached else None}
+    sampler = CrossModalSampler(train.labels, train.modality, num_ids=3, num_instances=2)
+    loader = make_loader(train, augment=NOISY, batch_sampler=sampler, **options)
+    assert equal(list(loader.plain(7)), list(make_loader(train, batch_size=7, **options)))
+    assert loader.batch_sampler is sampler
+
+
 def test_accelerate_leaves_a_loader_as_it_is(train):
     accelerate = pytest.importorskip("accelerate")
     loader = make_loader(train, size=SIZE)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import vifast
+from vifast.systems.agw import AGW
 from vifast.train import checkpoint
 from vifast.train.config import load_config
 from vifast.train.log import read_metrics
@@ -170,3 +171,37 @@ def test_a_wrong_configuration_of_the_system_is_an_error_before_any_file(tiny_ov
     with pytest.raises((RunError, ValueError), match="graph: expected one of full, light, off"):
         Trainer(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_system_looks_at_all_training_images_once_before_an_epoch(tiny_overrides, tmp_path, monkeypatch):
+    config = load_config("agw-sysu", [*tiny_overrides, "checkpoint_every=1", "evaluate_every=0"])
+    seen = []
+
+    def start_epoch(self, epoch, images):
+        features = images.features(self.embed)
+        assert not features.is_inference()
+        assert len(features) == len(images.labels) == len(images.modality)
+        assert_close(features.norm(dim=1), torch.ones(len(features)))
+        seen.append(epoch)
+
+    monkeypatch.setattr(AGW, "start_epoch", start_epoch)
+    trainer = Trainer(config, tmp_path / "run", quiet=True)
+    monkeypatch.setattr(Trainer, "_record", _interrupt_after(6))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    monkeypatch.undo()
+    assert seen == [0, 1]
+    monkeypatch.setattr(AGW, "start_epoch", start_epoch)
+    Trainer(config, tmp_path / "run", resume=True, quiet=True).fit()
+    assert seen == [0, 1, 2]
+
+
+def _interrupt_after(calls):
+    """In the place of `Trainer._record`: a kill in the middle of the second epoch, after its checkpoint."""
+    left = iter(range(calls))
+
+    def record(self, pending, log):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    return record

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from copy import copy
 from functools import partial
 
 import torch
@@ -46,6 +47,12 @@ class Loader:
         """As the sampler's: the next iteration begins with batch `step` of `epoch`."""
         self._epoch = epoch
         self.batch_sampler.start_at(epoch, step)
+
+    def plain(self, batch_size: int = 64) -> "Loader":
+        """All samples in order, only normalised, of the same files or cache; not while this loader is iterated."""
+        other = copy(self)
+        other.batch_sampler, other._policy = _in_order(self._samples, batch_size), None
+        return other
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -130,7 +137,7 @@ def make_loader(
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     if batch_sampler is None:
-        batch_sampler = BatchSampler(SequentialSampler(range(len(samples))), batch_size, drop_last=False)
+        batch_sampler = _in_order(samples, batch_size)
     files, pinned = Files(samples, size, resample, on_damage), device.type == "cuda"
     if cache is not None:
         if (len(cache), *cache.size) != (len(samples), *size):
@@ -142,6 +149,10 @@ def make_loader(
     else:
         loader, source = "pillow", PillowSource(files, threads=num_workers, pinned=pinned)
     return Loader(samples, source, loader, batch_sampler, augment, seed, size, device, dtype, channels_last)
+
+
+def _in_order(samples: Samples, batch_size: int) -> BatchSampler:
+    return BatchSampler(SequentialSampler(range(len(samples))), batch_size, drop_last=False)
 
 
 def _chosen(loader: str) -> str:

@@ -2,11 +2,11 @@
 
 from importlib import import_module
 
-from vifast.systems.base import Batch, System
+from vifast.systems.base import Batch, System, TrainingImages
 
 SYSTEMS = {"agw": "vifast.systems.agw:AGW", "idkl": "vifast.systems.idkl:IDKL"}
 
-__all__ = ["SYSTEMS", "Batch", "System", "get"]
+__all__ = ["SYSTEMS", "Batch", "System", "TrainingImages", "get"]
 
 
 def get(name: str) -> type[System]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -14,6 +14,19 @@ from vifast.systems.gather import all_rows
 #: As `vifast.data.make_loader` yields it: ``image [N, 3, H, W]`` normalised, ``modality [N]`` (0 visible, 1
 #: infrared), ``label [N]`` in 0..num_classes-1 while training.
 Batch = Mapping[str, Tensor]
+
+
+class TrainingImages(Protocol):
+    """The training split as a system may look at it between epochs: in its order, resized and normalised only.
+
+    ``labels`` and ``modality [N]`` are those of the images, on the system's device.
+    """
+
+    labels: Tensor
+    modality: Tensor
+
+    def features(self, embed: Callable[[Batch], Tensor]) -> Tensor:
+        """What ``embed`` makes of all images, float32 ``[N, D]``; called in evaluation mode without gradients."""
 
 
 class System(nn.Module, ABC):
@@ -49,8 +62,11 @@ class System(nn.Module, ABC):
         """The modules that ``torch.compile`` is worth for; none by default."""
         return []
 
-    def start_epoch(self, epoch: int) -> None:
-        """Called before each epoch (from 0), for memories, prototypes and stages; does nothing here."""
+    def start_epoch(self, epoch: int, images: TrainingImages) -> None:
+        """Called once before the first step of each epoch (from 0), for memories and prototypes; nothing here.
+
+        What it makes must be kept in buffers: a run that is resumed within an epoch reads them from its checkpoint.
+        """
 
     def mined(self, *rows: Tensor) -> tuple[Tensor, ...]:
         """The rows that the objective compares: as they are, or of all processes, see `all_rows`."""

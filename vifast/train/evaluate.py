@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vifast import systems
 from vifast._progress import steps
-from vifast.data import Dataset
+from vifast.data import Dataset, Loader, Samples
 from vifast.data.records import VISIBLE
 from vifast.retrieval import protocols
 from vifast.retrieval.protocols import ProtocolResult
@@ -85,16 +85,32 @@ def _extract_sides(system: System, dataset: Dataset, config: TrainConfig) -> Ext
     return Extraction(query, gallery, dataset, config.dataset)
 
 
-def extract(system: System, loader: Iterable[Batch]) -> Tensor:
-    """Features of all images in the loader's order, float32 ``[N, D]`` on the CPU; it loads to the system's device."""
+def extract(system: System, loader: Iterable[Batch], embed: Callable[[Batch], Tensor] | None = None) -> Tensor:
+    """Features of all images in the loader's order, float32 ``[N, D]`` on the CPU; it loads to the system's device.
+
+    ``embed`` is by default the system's own.
+    """
     training = system.training
     system.eval()
     try:
         with torch.inference_mode():
-            parts = [system.embed(batch) for batch in loader]
-            return torch.cat([part.float().cpu() for part in parts])
+            parts = [(embed or system.embed)(batch).float().cpu() for batch in loader]
     finally:
         system.train(training)
+    return torch.cat(parts)  # an ordinary tensor, which may take part in training
+
+
+class TrainedImages:
+    """The images a loader trains on, as `vifast.systems.TrainingImages`."""
+
+    def __init__(self, system: System, loader: Loader, samples: Samples):
+        self._system, self._loader = system, loader
+        self._device = next(system.parameters()).device
+        columns = (torch.from_numpy(column).to(self._device) for column in (samples.labels, samples.modality))
+        self.labels, self.modality = columns
+
+    def features(self, embed: Callable[[Batch], Tensor]) -> Tensor:
+        return extract(self._system, self._loader.plain(), embed).to(self._device)
 
 
 def score(

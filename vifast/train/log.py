@@ -40,7 +40,6 @@ class RunLog:
     def __enter__(self) -> RunLog:
         if self.out is None:
             return self
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from torch.utils.tensorboard import SummaryWriter
 
         last = {"kind": "eval", "step": self.total}  # taken again by a run that is resumed at its end
@@ -49,16 +48,9 @@ class RunLog:
         write_text(self.out / METRICS, "".join(json.dumps(record) + "\n" for record in kept))
         self._lines = (self.out / METRICS).open("a", buffering=1)
         self._board = SummaryWriter(self.out / "tensorboard", purge_step=self.step + 1 if self.step else None)
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[info]}\n[dim]{task.fields[parts]}"),
-            TimeRemainingColumn(),
-            disable=self.quiet,
-        )
+        self._progress = _bar(disable=self.quiet)
         self._progress.start()
-        self._task = self._progress.add_task("training", total=self.total, completed=self.step, info="", parts="")
+        self._task = self._progress.add_task("training", total=self.total, completed=self.step, info="")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -79,8 +71,8 @@ class RunLog:
         info = f"epoch {epoch + 1}  loss {scalars['loss']:.3f}  {speed:.0f} images/s"
         for part, share in shares.items():
             self._shares[part] = 0.9 * self._shares.get(part, share) + 0.1 * share
-        parts = "  ".join(f"{part} {share:.0%}" for part, share in self._shares.items())
-        self._progress.update(self._task, completed=step, info=info, parts=parts)
+        self._progress.below = "  ".join(f"{part} {share:.0%}" for part, share in self._shares.items())
+        self._progress.update(self._task, completed=step, info=info)
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the folder's run was evaluated after this step."""
@@ -98,3 +90,19 @@ class RunLog:
         self._lines.write(json.dumps({"step": step, "epoch": epoch, "kind": kind, **scalars}) + "\n")
         for name, value in scalars.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _bar(**options):
+    """A bar with a line of its own below it, which takes no room from the bar's columns."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Bar(Progress):
+        below = ""
+
+        def get_renderables(self):
+            yield from super().get_renderables()
+            yield Text(self.below, style="dim", no_wrap=True, overflow="ellipsis")
+
+    columns = TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Bar(*columns, TextColumn("{task.fields[info]}"), TimeRemainingColumn(), **options)

@@ -25,7 +25,7 @@ from vifast.systems import System
 from vifast.train import checkpoint
 from vifast.train.config import TrainConfig, dump_config, load_config
 from vifast.train.datasets import open_dataset, train_loader
-from vifast.train.evaluate import Evaluation, evaluate_system
+from vifast.train.evaluate import Evaluation, TrainedImages, evaluate_system
 from vifast.train.interrupt import StopAsked, stop_asked
 from vifast.train.log import RunLog
 from vifast.train.optimizer import STATE_SIZE, build_optimizer
@@ -129,8 +129,9 @@ class Trainer:
         self.loader.batch_sampler.set_epoch(epoch)
         steps = -(-len(self.loader) // config.accumulate)
         self.loader.batch_sampler.start_at(epoch, first * config.accumulate)
+        if first == 0:
+            self.system.start_epoch(epoch, TrainedImages(self.system, self.loader, self.dataset.train))
         self.model.train()
-        self.system.start_epoch(epoch)
         pending: tuple | None = None  # what the last step gave, read while the next one runs
         clock = time.perf_counter()
         for batches in self._groups():
