@@ -9,21 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vifast._files import write_text
 from vifast.data import Dataset, synthetic
-from vifast.data.images import read_image
-from vifast.report import Curve, Metrics, RankedQuery, Report, write
-from vifast.retrieval.exclude import blocks_of
+from vifast.report import Curve, Metrics, Report, write
 from vifast.train.config import dump_config, load_config
 from vifast.train.evaluate import Evaluation
 from vifast.train.log import read_metrics
 from vifast.train.loop import Trainer
 from vifast.train.provenance import git_commit, versions
-
-NUM_QUERIES, NUM_RANKS = 20, 12
-SHOWN = (128, 64)  # height and width of the pictures on the page
+from vifast.train.ranked import rank_queries
 
 # Many people with few pictures each: what a small network needs to recognise people it has not seen.
 PEOPLE = {"num_ids": 632, "num_test": 32, "images_per_camera": 1}
@@ -73,7 +68,7 @@ def _report(trainer: Trainer, before: Evaluation, after: Evaluation, seconds: fl
         before=_metrics(before, dataset),
         after=_metrics(after, dataset),
         curve=Curve([record["step"] for record in steps], [record["loss"] for record in steps]),
-        queries=_ranked_queries(after, dataset),
+        queries=[ranked.pictures(dataset.root) for ranked in rank_queries(after, dataset)],
         facts={
             "system": f"{config.system}, {sum(p.numel() for p in trainer.system.parameters()):,} parameters",
             "trained on": f"{len(dataset.train):,} images of {dataset.num_labels} people",
@@ -90,34 +85,6 @@ def _report(trainer: Trainer, before: Evaluation, after: Evaluation, seconds: fl
 
 def _metrics(evaluation: Evaluation, dataset: Dataset) -> Metrics:
     scores = evaluation.scores
-    distances = _distances(evaluation)
+    distances = 1 - (evaluation.query @ evaluation.gallery.T).numpy()  # cosine, of features that have unit length
     same = dataset.query.labels[:, None] == dataset.gallery.labels
     return Metrics(**scores.scalars(), cmc=scores.cmc.tolist(), same=distances[same], different=distances[~same])
-
-
-def _distances(evaluation: Evaluation) -> np.ndarray:
-    """Cosine distances [Q, G] of features that have unit length."""
-    return 1 - (evaluation.query @ evaluation.gallery.T).numpy()
-
-
-def _ranked_queries(evaluation: Evaluation, dataset: Dataset) -> list[RankedQuery]:
-    """Evenly spaced queries before the first trial's gallery, under the protocol's exclusion."""
-    rows = dataset.trials[0]
-    gallery, distances = dataset.gallery.select(rows), _distances(evaluation)[:, rows]
-    labels = (dataset.query.labels, gallery.labels, dataset.query.cams, gallery.cams)
-    block = blocks_of(evaluation.scores.settings["exclude"], *map(torch.from_numpy, labels))
-    distances[block(0, len(dataset.query), 0, len(gallery)).numpy()] = np.inf
-    ranked = []
-    for query in np.linspace(0, len(dataset.query) - 1, NUM_QUERIES).round().astype(int):
-        nearest = distances[query].argsort(kind="stable")[:NUM_RANKS]
-        nearest = nearest[np.isfinite(distances[query, nearest])]
-        label = dataset.query.labels[query]
-        ranked.append(
-            RankedQuery(
-                image=read_image(dataset.query.paths[query], SHOWN),
-                gallery=[read_image(gallery.paths[row], SHOWN) for row in nearest],
-                hits=[bool(gallery.labels[row] == label) for row in nearest],
-                label=f"person {label}",
-            )
-        )
-    return ranked

@@ -5,10 +5,12 @@ import torch
 
 from vifast.train import checkpoint
 from vifast.train.config import ConfigError, OptimizerConfig, load_config
+from vifast.train.datasets import open_dataset
 from vifast.train.evaluate import evaluate_run
 from vifast.train.log import read_metrics
 from vifast.train.loop import RunError, Trainer
 from vifast.train.optimizer import build_optimizer
+from vifast.train.ranked import load_ranked, rank_queries
 
 
 @pytest.fixture
@@ -35,6 +37,7 @@ def test_run_leaves_all_its_files(finished, config):
     assert run["versions"]["torch"] == torch.__version__
     results = json.loads((out / "results.json").read_text())
     assert results["rank1"] == evaluation.scores.rank1 == results["cmc"][0]
+    assert load_ranked(out) == rank_queries(evaluation, open_dataset(config))
     assert checkpoint.latest(out).name == "epoch-0003"
 
 

@@ -30,6 +30,7 @@ from vifast.train.interrupt import StopAsked, stop_asked
 from vifast.train.log import RunLog
 from vifast.train.optimizer import STATE_SIZE, build_optimizer
 from vifast.train.provenance import git_commit, versions
+from vifast.train.ranked import rank_queries, save_ranked
 from vifast.train.schedule import lr_factor
 from vifast.train.stopwatch import Stopwatch
 
@@ -44,7 +45,7 @@ class Stopped(KeyboardInterrupt):
 
 class Trainer:
     """A run in a folder: ``config.yaml``, ``run.json`` (what it depends on besides), ``metrics.jsonl``,
-    ``tensorboard/``, ``checkpoints/``, and ``results.json`` at the end.
+    ``tensorboard/``, ``checkpoints/``, and ``results.json`` with ``ranked.json`` at the end.
 
     Every step starts from a seed that depends on ``(config.seed, epoch, step)`` alone, and a sampler begins at any
     step, so a resumed run needs no generator state to continue exactly where it left off.
@@ -122,6 +123,7 @@ class Trainer:
             evaluation = self._score(log)
         if self.accelerator.is_main_process:
             write_text(self.out / "results.json", evaluation.scores.to_json())
+            save_ranked(self.out, rank_queries(evaluation, self.dataset))
         return evaluation
 
     def _train_epoch(self, epoch: int, log: RunLog, stop: StopAsked) -> None:
