@@ -6,10 +6,10 @@ product (or read) that no implementation of the pass can do without; all others 
 ``vifast``.
 """
 
-from cases import batch, data, images, maps, pairs, retrieval, rows, systems
+from cases import batch, data, images, maps, pairs, retrieval, rows, steps, systems
 from cases._case import Case
 
-FAMILIES = (batch, pairs, rows, maps, images, systems, retrieval, data)
+FAMILIES = (batch, pairs, rows, maps, images, systems, steps, retrieval, data)
 CASES: tuple[Case, ...] = tuple(case for family in FAMILIES for case in family.CASES)
 
 

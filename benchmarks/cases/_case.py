@@ -15,6 +15,7 @@ class Case:
     build: Callable[..., dict]
     gpu: bool = True
     settle: bool = False  # run everything once before each time it is timed, see measure.interleaved
+    seconds: int = 6  # to time the first pass in, a third of it for every other
 
     def passes(self, *size, device="cpu"):
         """{pass: {provider: callable}}; what has no gradient has its forward pass alone."""
