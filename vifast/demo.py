@@ -12,7 +12,7 @@ import numpy as np
 
 from vifast._files import write_text
 from vifast.data import Dataset, synthetic
-from vifast.report import Curve, Metrics, Report, write
+from vifast.report import Facts, Figures, Page, figures, rankings, score_tiles, write
 from vifast.train.config import dump_config, load_config
 from vifast.train.evaluate import Evaluation
 from vifast.train.log import read_metrics
@@ -47,8 +47,7 @@ def run_demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = ()) -> dict
     synthetic.write("sysu", out / "data", seed=seed, **PEOPLE)
     trainer = Trainer(config, out / "run")
     before, after = trainer.evaluate(), trainer.fit()
-    report = _report(trainer, before, after, time.perf_counter() - start)
-    write(report, out / "report.html")
+    write(_page(trainer, before, after, time.perf_counter() - start), out / "report.html")
     result = {
         "before": before.scores.scalars(),
         "after": after.scores.scalars(),
@@ -58,33 +57,45 @@ def run_demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = ()) -> dict
     return result
 
 
-def _report(trainer: Trainer, before: Evaluation, after: Evaluation, seconds: float) -> Report:
+def _page(trainer: Trainer, before: Evaluation, after: Evaluation, seconds: float) -> Page:
     config, dataset = trainer.config, trainer.dataset
     steps = [record for record in read_metrics(trainer.out) if record["kind"] == "train"]
+    loss = figures.Line([record["step"] for record in steps], [record["loss"] for record in steps])
+    cmc = figures.cmc_curves(
+        figures.cmc_line(before.scores.cmc, None, "before"), figures.cmc_line(after.scores.cmc, 0, "after")
+    )
     found = versions()
-    return Report(
-        title="vifast demo: the same person, by day and by night",
-        summary=SUMMARY,
-        before=_metrics(before, dataset),
-        after=_metrics(after, dataset),
-        curve=Curve([record["step"] for record in steps], [record["loss"] for record in steps]),
-        queries=[ranked.pictures(dataset.root) for ranked in rank_queries(after, dataset)],
-        facts={
-            "system": f"{config.system}, {sum(p.numel() for p in trainer.system.parameters()):,} parameters",
-            "trained on": f"{len(dataset.train):,} images of {dataset.num_labels} people",
-            "tested on": f"{len(dataset.query)} infrared queries against {len(dataset.trials)} galleries of "
-            f"{len(dataset.trials[0])} visible images, {len(np.unique(dataset.query.labels))} other people",
-            "training": f"{config.epochs} epochs, {len(steps)} steps, seed {config.seed}",
-            "time": f"{seconds:.0f} s with the dataset and both evaluations",
-            "versions": ", ".join(f"{name} {found[name]}" for name in ("vifast", "torch", "python")),
-            "commit": git_commit() or "not a checkout",
-        },
-        config=dump_config(config),
+    facts = {
+        "system": f"{config.system}, {sum(p.numel() for p in trainer.system.parameters()):,} parameters",
+        "trained on": f"{len(dataset.train):,} images of {dataset.num_labels} people",
+        "tested on": f"{len(dataset.query)} infrared queries against {len(dataset.trials)} galleries of "
+        f"{len(dataset.trials[0])} visible images, {len(np.unique(dataset.query.labels))} other people",
+        "training": f"{config.epochs} epochs, {len(steps)} steps, seed {config.seed}",
+        "time": f"{seconds:.0f} s with the dataset and both evaluations",
+        "versions": ", ".join(f"{name} {found[name]}" for name in ("vifast", "torch", "python")),
+        "commit": git_commit() or "not a checkout",
+    }
+    return Page(
+        "vifast demo: the same person, by day and by night",
+        SUMMARY,
+        [
+            score_tiles(after.scores.scalars(), before.scores.scalars()),
+            Figures(
+                title="Training and retrieval",
+                figures=[
+                    ("Training loss", figures.training_curves("loss", [loss], "training step", "loss")),
+                    ("Cumulative matches", cmc),
+                    ("Distances before", _distances(before, dataset, "before")),
+                    ("Distances after", _distances(after, dataset, "after")),
+                ],
+            ),
+            rankings([ranked.pictures(dataset.root) for ranked in rank_queries(after, dataset)]),
+            Facts(title="The run", facts=facts, details={"Resolved configuration": dump_config(config)}),
+        ],
     )
 
 
-def _metrics(evaluation: Evaluation, dataset: Dataset) -> Metrics:
-    scores = evaluation.scores
+def _distances(evaluation: Evaluation, dataset: Dataset, name: str) -> str:
     distances = 1 - (evaluation.query @ evaluation.gallery.T).numpy()  # cosine, of features that have unit length
     same = dataset.query.labels[:, None] == dataset.gallery.labels
-    return Metrics(**scores.scalars(), cmc=scores.cmc.tolist(), same=distances[same], different=distances[~same])
+    return figures.distance_histogram(distances[same], distances[~same], name)

@@ -11,7 +11,7 @@ import numpy as np
 
 import vifast
 from vifast._files import replacing, write_text
-from vifast.report import Cell, RetrievalPage, Table, write_retrieval
+from vifast.report import SCORES, Cell, Facts, Figures, Page, Table, Tile, Tiles, figures, write
 from vifast.retrieval.protocols import ProtocolResult
 
 if TYPE_CHECKING:
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from vifast.retrieval.feature_files import FeatureFile
 
 SHOWN = 50  # queries of a page
-MEANINGS = {
-    "rank1": ("Rank-1", "queries whose nearest gallery row is of the same person"),
-    "mean_ap": ("mAP", "mean average precision over the ranked gallery"),
-    "mean_inp": ("mINP", "how early the last true match is found"),
-}
 
 
 def check_suffix(name: str, path: Path | None, suffix: str) -> None:
@@ -78,24 +73,22 @@ def write_evaluation(
     """A page of one result, or of two that are compared."""
     several = len(results) > 1
     tiles = [
-        (name, between.join(f"{100 * result.scalars()[key]:.1f}" for result in results) + " %", meaning)
-        for key, (name, meaning) in MEANINGS.items()
-        if results
+        Tile(name, between.join(f"{100 * result.scalars()[key]:.1f}" for result in results) + " %", meaning)
+        for key, (name, meaning) in SCORES.items()
     ]
-    tables = [Table(result.protocol, *result.rows()) for result in results]
+    tables = [_table(result.protocol, *result.rows()) for result in results]
     if several and all(len(result.trials) == 1 for result in results):
         rows = [[result.protocol, *table.rows[0][1:]] for result, table in zip(results, tables, strict=True)]
-        tables = [Table("Scores", tables[0].heads, rows)]
+        tables = [_table("Scores", tables[0].heads, rows)]
     settings = {name: str(value) for name, value in results[-1].settings.items()} if results else {}
-    page = RetrievalPage(
-        title=title if several or not results else results[0].protocol,
-        summary=" and ".join(result.protocol for result in results) if several else "",
-        tiles=tiles,
-        curves={result.protocol if several else "mean": result.cmc.tolist() for result in results},
-        tables=tables,
-        facts=facts | settings | {"vifast": vifast.__version__},
-    )
-    write_retrieval(page, path)
+    sections = [*tables, _how(facts | settings)]
+    if results:
+        names = [result.protocol for result in results] if several else ["mean"]
+        lines = [figures.cmc_line(r.cmc, k, name) for k, (r, name) in enumerate(zip(results, names, strict=True))]
+        cmc = [("", figures.cmc_curves(*lines))]
+        sections = [Tiles(tiles=tiles), Figures(title="Cumulative matches", figures=cmc), *sections]
+    summary = " and ".join(result.protocol for result in results) if several else ""
+    write(Page(title if several or not results else results[0].protocol, summary, sections), path)
 
 
 def write_neighbours(
@@ -115,6 +108,13 @@ def write_neighbours(
     summary = "Each row begins with a query; its nearest gallery rows follow, their distances in brackets."
     if known:
         summary += " Green is the same person, red somebody else."
-    table = Table(f"The first {len(rows)} of {len(dist)} queries", heads, rows)
-    facts = facts | {"vifast": vifast.__version__}
-    write_retrieval(RetrievalPage("Nearest neighbours", summary, tables=[table], facts=facts), path)
+    table = _table(f"The first {len(rows)} of {len(dist)} queries", heads, rows)
+    write(Page("Nearest neighbours", summary, [table, _how(facts)]), path)
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    return Table(title=title, heads=heads, rows=rows)
+
+
+def _how(facts: dict) -> Facts:
+    return Facts(title="How", facts=facts | {"vifast": vifast.__version__})

@@ -4,7 +4,20 @@ import re
 import numpy as np
 import pytest
 
-from vifast.report import Curve, Metrics, RankedQuery, Report, render, write
+from vifast.report import (
+    Cell,
+    Facts,
+    Figures,
+    Page,
+    RankedQuery,
+    Section,
+    Table,
+    figures,
+    rankings,
+    render,
+    score_tiles,
+    write,
+)
 
 
 class _Tags(html.parser.HTMLParser):
@@ -29,26 +42,26 @@ class _Tags(html.parser.HTMLParser):
             assert self.open.pop() == tag
 
 
-def make_report(**changes):
+def make_page(**changes):
     rng = np.random.default_rng(0)
-    same, different = rng.random(200), 0.5 + rng.random(400)
     images = rng.integers(0, 256, (8, 24, 12, 3), dtype=np.uint8)
-    values = {
-        "title": "A <run> & its page",
-        "summary": "What was done.",
-        "before": Metrics(0.1, 0.15, 0.05, [0.1, 0.2, 0.3], same, different),
-        "after": Metrics(0.875, 0.8, 0.6, [0.875, 0.9, 1.0], same, different),
-        "curve": Curve(list(range(1, 81)), list(np.linspace(4, 1, 80))),
-        "queries": [RankedQuery(images[0], list(images[1:4]), [True, False, True], "person 7")] * 2,
-        "facts": {"seconds": "12.3", "torch": "2.x"},
-        "config": "epochs: 3\n",
+    queries = [RankedQuery(images[0], list(images[1:4]), [True, False, True], "person 7")] * 2
+    after, before = ({"rank1": value, "mean_ap": value, "mean_inp": value} for value in (0.875, 0.1))
+    svg = figures.cmc_curves(figures.cmc_line([0.875, 0.9, 1.0]))
+    sections = {
+        "tiles": score_tiles(after, before),
+        "figures": Figures(title="Retrieval", figures=[("CMC <1>", svg)], legend=["one run", "lr=<2>"], small=True),
+        "rankings": rankings(queries),
+        "note": Section(text="Nothing <more> to see."),
+        "table": Table(title="Scores", heads=["", "R-1"], rows=[["trial 0", Cell("3 (0.1)", "hit")]]),
+        "facts": Facts(title="Run", facts={"seconds": "12.3"}, details={"Configuration": "epochs: 3\n"}),
     }
-    return Report(**{**values, **changes})
+    return Page("A <run> & its page", "What was done.", list((sections | changes).values()))
 
 
 @pytest.fixture(scope="module")
 def page():
-    return render(make_report())
+    return render(make_page())
 
 
 def test_page_is_well_formed_and_escaped(page):
@@ -74,18 +87,33 @@ def test_hits_and_misses_are_marked_in_order(page):
     assert re.findall(r"<span>(.*?)</span>", ranking) == ["1 ✓", "2 ✗", "3 ✓"]
 
 
-def test_numbers_facts_and_configuration_are_shown(page):
-    assert "10.0 % &rarr; </span><b>87.5 %</b>" in page
+def test_every_section_shows_what_it_holds(page):
+    assert "<span>10.0 % &rarr; </span><b>87.5 %</b>" in page
+    assert "<h3>CMC &lt;1&gt;</h3><svg" in page
+    assert re.findall(r"var\(--s(\d)\)\"></i>(.*?)</li>", page) == [("1", "one run"), ("2", "lr=&lt;2&gt;")]
+    assert 'class="figures small"' in page
+    assert "<h2>2 queries and their nearest gallery images</h2>" in page
+    assert "<p>Nothing &lt;more&gt; to see.</p>" in page
+    assert '<td class="hit">3 (0.1)</td>' in page
     assert "<td>seconds</td><td>12.3</td>" in page
-    assert "<pre>epochs: 3\n</pre>" in page
+    assert "<summary>Configuration</summary><pre>epochs: 3\n</pre>" in page
+
+
+def test_sections_come_in_their_order(page):
+    assert re.findall("<h2>(.*?)</h2>", page) == [
+        "Retrieval",
+        "2 queries and their nearest gallery images",
+        "Scores",
+        "Run",
+    ]
 
 
 def test_write_replaces_the_page_whole(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("old")
     with pytest.raises(AttributeError):
-        write(make_report(queries=[None]), path)
+        write(make_page(rankings=rankings([None])), path)
     assert path.read_text() == "old"
-    write(make_report(), path)
+    write(make_page(), path)
     assert path.read_text().startswith("<!doctype html>")
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]

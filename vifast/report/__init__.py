@@ -1,18 +1,24 @@
-"""Figures and the self-contained HTML page of a run."""
+"""Figures and the self-contained HTML page that they come in, a list of sections."""
 
-from vifast.report.page import Curve, Metrics, RankedQuery, Report, render, write
-from vifast.report.retrieval import Cell, RetrievalPage, Table, render_retrieval, write_retrieval
+from vifast.report.page import Page, render, write
+from vifast.report.scores import SCORES, percent, rankings, score_tiles
+from vifast.report.sections import Cell, Facts, Figures, RankedQuery, Rankings, Section, Table, Tile, Tiles
 
 __all__ = [
+    "SCORES",
     "Cell",
-    "Curve",
-    "Metrics",
+    "Facts",
+    "Figures",
+    "Page",
     "RankedQuery",
-    "Report",
-    "RetrievalPage",
+    "Rankings",
+    "Section",
     "Table",
+    "Tile",
+    "Tiles",
+    "percent",
+    "rankings",
     "render",
-    "render_retrieval",
+    "score_tiles",
     "write",
-    "write_retrieval",
 ]

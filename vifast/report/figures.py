@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,51 +13,113 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+NUM_SERIES = 8  # colours of a page; beyond them lines are dashed, then dotted
 # Colours that matplotlib is given, and the CSS variables that take their place in its SVG.
-_FOREGROUND, _GRID = "#010101", "#020202"
-_SERIES = ("#030303", "#040404")
-_VARIABLES = {_FOREGROUND: "--fg", _GRID: "--grid", _SERIES[0]: "--first", _SERIES[1]: "--second"}
+_FOREGROUND, _GRID, _MUTED = "#010101", "#020202", "#030303"
+_SERIES = [f"#0404{k:02x}" for k in range(NUM_SERIES)]
+_VARIABLES = {_FOREGROUND: "--fg", _GRID: "--grid", _MUTED: "--muted-line"}
+_VARIABLES |= {color: f"--s{k + 1}" for k, color in enumerate(_SERIES)}
+_WIDE, _SMALL = (5.2, 3.0), (3.6, 2.2)
+_MOST = 500  # points of a line
+_SMOOTH = 40  # a line is the mean over such a part of it
 
 
-def loss_curve(steps: Sequence[int], loss: Sequence[float]) -> str:
-    """Training loss by step: the raw values under their mean over a fortieth of the run."""
-    figure, axes = _new("training step", "loss")
-    window = max(len(steps) // 40, 1)
-    axes.plot(steps, loss, color=_SERIES[1], linewidth=0.8, alpha=0.3)
-    smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
-    axes.plot(steps[window - 1 :], smooth, color=_SERIES[1])
+@dataclass(frozen=True)
+class Line:
+    """Values over numbers, in the colour of a ``series``; without one it is grey."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    series: int | None = 0
+    name: str = ""
+
+
+def training_curves(name: str, lines: Sequence[Line], x_label: str, y_label: str, *, small: bool = False) -> str:
+    """Noisy values: their running mean, and where there is one line alone the values under it."""
+    figure, axes = _new(x_label, y_label, small)
+    lowest = 0.0
+    for line in lines:
+        x, y = _thinned(line.x, line.y)
+        window = max(len(x) // _SMOOTH, 1)
+        style = _style(line)
+        if len(lines) == 1:
+            axes.plot(x, y, **{**style, "linewidth": 0.8, "alpha": 0.3, "label": None})
+        smooth = np.convolve(y, np.ones(window) / window, mode="valid")
+        axes.plot(x[window - 1 :], smooth, **style)
+        lowest = min(lowest, *y[np.isfinite(y)], 0.0)
+    axes.set_ylim(bottom=lowest)
+    return _svg(figure, name)
+
+
+def curves(name: str, lines: Sequence[Line], x_label: str, y_label: str, *, small: bool = False) -> str:
+    """Values as they are, a mark for each where they are few; named lines are in a legend."""
+    figure, axes = _new(x_label, y_label, small)
+    for line in lines:
+        marks = {"marker": "o", "markersize": 3} if len(line.x) <= _SMOOTH else {}
+        axes.plot(*_thinned(line.x, line.y), **_style(line), **marks)
     axes.set_ylim(bottom=0)
-    return _svg(figure, "loss")
+    _integer_ticks(axes)
+    _legend(axes, "best")
+    return _svg(figure, name)
 
 
-def cmc_curves(curves: Mapping[str, Sequence[float]]) -> str:
-    """Share of queries with a hit among the first k, in percent; at most two named curves in 0..1."""
+def cmc_curves(*lines: Line) -> str:
+    """Share of queries with a hit among the first k; see `cmc_line`."""
     figure, axes = _new("rank k", "queries with a hit (%)")
-    for color, (name, cmc) in zip(_SERIES[-len(curves) :], curves.items(), strict=True):
-        ranks, percent = range(1, len(cmc) + 1), 100 * np.asarray(cmc)
-        axes.plot(ranks, percent, color=color, marker="o", markersize=3, label=name)
+    for line in lines:
+        axes.plot(line.x, line.y, marker="o", markersize=3, **_style(line))
     axes.set_ylim(0, 102)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    _integer_ticks(axes)
     _legend(axes, "lower right")
     return _svg(figure, "cmc")
+
+
+def cmc_line(cmc: Sequence[float], series: int | None = 0, name: str = "") -> Line:
+    """A CMC curve in 0..1 from rank 1 on, in percent over its ranks."""
+    return Line(range(1, len(cmc) + 1), 100 * np.asarray(cmc), series, name)
+
+
+def shares(name: str, x: Sequence[float], parts: Mapping[str, Sequence[float]], x_label: str) -> str:
+    """Shares in 0..1 of named parts over ``x``, stacked, in percent."""
+    figure, axes = _new(x_label, "share of time (%)")
+    stack = np.stack([100 * _thinned(x, values)[1] for values in parts.values()])
+    axes.stackplot(_thinned(x, x)[0], stack, labels=list(parts), colors=_SERIES[: len(parts)], alpha=0.75)
+    axes.set_ylim(0, 100)
+    axes.margins(x=0)
+    figure.legend(loc="outside upper center", ncols=len(parts), frameon=False, labelcolor=_FOREGROUND, handlelength=1)
+    return _svg(figure, name)
 
 
 def distance_histogram(same: Sequence[float], different: Sequence[float], name: str) -> str:
     """Distances of query and gallery features of the same and of different people, as densities."""
     figure, axes = _new("cosine distance", "density")
     edges = np.linspace(0, max(np.max(same), np.max(different), 1e-6), 50)
-    kinds = {"different people": different, "same person": same}
-    for color, (label, values) in zip(_SERIES, kinds.items(), strict=True):
+    for color, label, values in ((_MUTED, "different people", different), (_SERIES[0], "same person", same)):
         axes.hist(values, edges, density=True, color=color, alpha=0.55, label=label)
     axes.set_yticks([])
     _legend(axes, "best")
     return _svg(figure, f"distances-{name}")
 
 
-def _new(x_label: str, y_label: str) -> tuple:
+def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """At most `_MOST` points: means of as many values in a row."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    starts = np.arange(0, len(x), -(-len(x) // _MOST) or 1)
+    counts = np.diff([*starts, len(x)])
+    return tuple(np.add.reduceat(values, starts) / counts if len(x) else values for values in (x, y))
+
+
+def _style(line: Line) -> dict:
+    if line.series is None:
+        return {"color": _MUTED, "label": line.name or None}
+    dashes, color = divmod(line.series, NUM_SERIES)
+    return {"color": _SERIES[color], "linestyle": ("-", "--", ":")[min(dashes, 2)], "label": line.name or None}
+
+
+def _new(x_label: str, y_label: str, small: bool = False) -> tuple:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+    figure = Figure(figsize=_SMALL if small else _WIDE, layout="constrained")
     axes: Axes = figure.add_subplot()
     axes.set_xlabel(x_label, color=_FOREGROUND)
     axes.set_ylabel(y_label, color=_FOREGROUND)
@@ -67,8 +130,13 @@ def _new(x_label: str, y_label: str) -> tuple:
     return figure, axes
 
 
+def _integer_ticks(axes: Axes) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
 def _legend(axes: Axes, place: str) -> None:
-    axes.legend(loc=place, frameon=False, labelcolor=_FOREGROUND)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc=place, frameon=False, labelcolor=_FOREGROUND)
 
 
 def _svg(figure, name: str) -> str:
