@@ -19,9 +19,10 @@ Batch = Mapping[str, Tensor]
 class TrainingImages(Protocol):
     """The training split as a system may look at it between epochs: in its order, resized and normalised only.
 
-    ``labels`` and ``modality [N]`` are those of the images, on the system's device.
+    ``labels`` and ``modality [N]`` are those of the images, on the system's device; ``dataset`` is its name.
     """
 
+    dataset: str
     labels: Tensor
     modality: Tensor
 
@@ -34,10 +35,12 @@ class System(nn.Module, ABC):
 
     ``Options`` is a frozen dataclass of the system's own hyper-parameters; the configuration validates it. ``gather``
     says whose rows the objective sees: those of this process (``"rank"``), or of ``"all"``. ``watch`` is entered around
-    the parts of a step by their names, ``"forward"`` and ``"losses"``, so that the loop can time them.
+    the parts of a step by their names, ``"forward"`` and ``"losses"``, so that the loop can time them. ``starts`` are
+    the options that name files of which fresh weights are made: a trained system is built without them.
     """
 
     Options: ClassVar[type]
+    starts: ClassVar[tuple[str, ...]] = ("weights",)
     gather: str = "rank"
     watch: Callable[[str], AbstractContextManager] = staticmethod(lambda part: nullcontext())
 
@@ -67,6 +70,15 @@ class System(nn.Module, ABC):
 
         What it makes must be kept in buffers: a run that is resumed within an epoch reads them from its checkpoint.
         """
+
+    def finish(self, images: TrainingImages) -> dict[str, Tensor]:
+        """Called once after the last epoch, before the last evaluation; nothing here.
+
+        It may change the weights to those that are to be kept, and returns tensors for a next stage. The loop writes
+        both to the run's ``final/``. A run that is cut short meanwhile does it again from its last checkpoint, so it
+        must be a function of weights, images and PyTorch's generator alone.
+        """
+        return {}
 
     def mined(self, *rows: Tensor) -> tuple[Tensor, ...]:
         """The rows that the objective compares: as they are, or of all processes, see `all_rows`."""

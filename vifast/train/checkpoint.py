@@ -2,8 +2,10 @@
 
 ``DIR/checkpoints/epoch-0012/`` is the state after 12 epochs, ``epoch-0012-step-00345/`` after 345 more steps, with
 ``weights.safetensors`` and ``state.pt`` (optimiser, gradient scaler, position). ``best.safetensors`` beside them holds
-the weights that scored best so far, and their score. Each is written under a temporary name and renamed once it is
-whole, so a kill at any moment leaves the previous one in place.
+the weights that scored best so far, and their score. ``DIR/final/`` exists only where a system has a last word on its
+weights after training (`System.finish`): they are the ``"last"`` ones then, with ``knowledge.safetensors``, the tensors
+it leaves to a next stage. Each is written under a temporary name and renamed once it is whole, so a kill at any moment
+leaves the previous one in place.
 """
 
 from __future__ import annotations
@@ -20,12 +22,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from vifast._files import replacing
 from vifast.models import read_saved, read_tensors
 
 WEIGHTS, STATE, BEST = "weights.safetensors", "state.pt", "best.safetensors"
+FINAL, KNOWLEDGE = "final", "knowledge.safetensors"
 
 
 def save(out: Path, epoch: int, model: nn.Module, state: dict[str, Any], *, step: int = 0) -> Path:
@@ -38,7 +41,7 @@ def save(out: Path, epoch: int, model: nn.Module, state: dict[str, Any], *, step
     final = out / "checkpoints" / name
     if not final.exists():  # a run comes by a position with the same bits each time
         with _whole(final) as folder:
-            _save_weights(model, folder / WEIGHTS)
+            _save_tensors(model.state_dict(), folder / WEIGHTS)
             torch.save(state, folder / STATE)
     for other in (out / "checkpoints").glob("epoch-*"):
         if other != final:
@@ -50,7 +53,16 @@ def save_best(out: Path, model: nn.Module, score: Mapping[str, Any]) -> None:
     """Writes ``best.safetensors``, in the place of the one before."""
     (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     with replacing(out / "checkpoints" / BEST) as path:
-        _save_weights(model, path, {"score": json.dumps(dict(score))})
+        _save_tensors(model.state_dict(), path, {"score": json.dumps(dict(score))})
+
+
+def save_final(out: Path, model: nn.Module, knowledge: Mapping[str, Tensor]) -> None:
+    """Writes ``final/``: the weights, and ``knowledge`` if there is any. What is there already is the same."""
+    if not (out / FINAL).exists():
+        with _whole(out / FINAL) as folder:
+            _save_tensors(model.state_dict(), folder / WEIGHTS)
+            if knowledge:
+                _save_tensors(knowledge, folder / KNOWLEDGE)
 
 
 def best_score(out: Path) -> dict[str, Any] | None:
@@ -78,7 +90,7 @@ def find_weights(out: Path, which: str = "last") -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"{out}: no best checkpoint; the run was scored at its end alone")
         return path
-    folder = latest(out)
+    folder = out / FINAL if (out / FINAL).is_dir() else latest(out)
     if folder is None:
         raise FileNotFoundError(f"{out}: no checkpoint yet")
     return folder / WEIGHTS
@@ -110,8 +122,8 @@ def require_space(out: Path, needed: int) -> None:
         raise OSError(errno.ENOSPC, words)
 
 
-def _save_weights(model: nn.Module, path: Path, facts: dict[str, str] | None = None) -> None:
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+def _save_tensors(named: Mapping[str, Tensor], path: Path, facts: dict[str, str] | None = None) -> None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in named.items()}
     try:
         save_file(tensors, path, facts)
     except SafetensorError as error:  # what safetensors makes of a full disk

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vifast import systems
 from vifast._progress import steps
-from vifast.data import Dataset, Loader, Samples
+from vifast.data import Dataset, Loader
 from vifast.data.records import VISIBLE
 from vifast.retrieval import protocols
 from vifast.retrieval.protocols import ProtocolResult
 from vifast.systems import Batch, System
 from vifast.train import checkpoint
+from vifast.train.build import build_system
 from vifast.train.config import DatasetConfig, TrainConfig, load_config
 from vifast.train.datasets import eval_loader, open_dataset
 
@@ -63,9 +63,9 @@ def extract_run(run: Path, data: Path, *, which: str = "last") -> Extraction:
         if not (run / name).is_file():
             raise FileNotFoundError(f"{run}: not a run's folder, it has no {name}")
     weights = checkpoint.find_weights(run, which)
-    config = load_config(run / "config.yaml", [f"data={json.dumps(str(data))}", "options.weights=null"])
+    config = load_config(run / "config.yaml", [f"data={json.dumps(str(data))}"])
     num_classes = json.loads((run / "run.json").read_text())["num_classes"]
-    system = systems.get(config.system).build(config.options, num_classes=num_classes)
+    system = build_system(config, num_classes, trained=True)
     checkpoint.load_weights(weights, system)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return _extract_sides(system.to(device), open_dataset(config), config)
@@ -103,10 +103,11 @@ def extract(system: System, loader: Iterable[Batch], embed: Callable[[Batch], Te
 class TrainedImages:
     """The images a loader trains on, as `vifast.systems.TrainingImages`."""
 
-    def __init__(self, system: System, loader: Loader, samples: Samples):
-        self._system, self._loader = system, loader
+    def __init__(self, system: System, loader: Loader, dataset: Dataset):
+        self._system, self._loader, self.dataset = system, loader, dataset.name
         self._device = next(system.parameters()).device
-        columns = (torch.from_numpy(column).to(self._device) for column in (samples.labels, samples.modality))
+        columns = (dataset.train.labels, dataset.train.modality)
+        columns = (torch.from_numpy(column).to(self._device) for column in columns)
         self.labels, self.modality = columns
 
     def features(self, embed: Callable[[Batch], Tensor]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import os
@@ -18,11 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from torch import Tensor
 
-from vifast import systems
 from vifast._files import write_text
 from vifast.data import Dataset
 from vifast.systems import System
 from vifast.train import checkpoint
+from vifast.train.build import build_system
 from vifast.train.config import TrainConfig, dump_config, load_config
 from vifast.train.datasets import open_dataset, train_loader
 from vifast.train.evaluate import Evaluation, TrainedImages, evaluate_system
@@ -45,7 +44,8 @@ class Stopped(KeyboardInterrupt):
 
 class Trainer:
     """A run in a folder: ``config.yaml``, ``run.json`` (what it depends on besides), ``metrics.jsonl``,
-    ``tensorboard/``, ``checkpoints/``, and ``results.json`` with ``ranked.json`` at the end.
+    ``tensorboard/``, ``checkpoints/``, and ``results.json`` with ``ranked.json`` at the end; ``final/``, too, of a
+    system that has a last word on its weights.
 
     Every step starts from a seed that depends on ``(config.seed, epoch, step)`` alone, and a sampler begins at any
     step, so a resumed run needs no generator state to continue exactly where it left off.
@@ -120,6 +120,7 @@ class Trainer:
                 self._save()
                 self._score_if_due(log)
                 self._stop_if(stop)
+            self._finish()
             evaluation = self._score(log)
         if self.accelerator.is_main_process:
             write_text(self.out / "results.json", evaluation.scores.to_json())
@@ -132,7 +133,7 @@ class Trainer:
         steps = -(-len(self.loader) // config.accumulate)
         self.loader.batch_sampler.start_at(epoch, first * config.accumulate)
         if first == 0:
-            self.system.start_epoch(epoch, TrainedImages(self.system, self.loader, self.dataset.train))
+            self.system.start_epoch(epoch, self._images())
         self.model.train()
         pending: tuple | None = None  # what the last step gave, read while the next one runs
         clock = time.perf_counter()
@@ -155,6 +156,18 @@ class Trainer:
                 self._stop_if(stop)
                 clock = time.perf_counter()
         self._record(pending, log)
+
+    def _images(self) -> TrainedImages:
+        return TrainedImages(self.system, self.loader, self.dataset)
+
+    def _finish(self) -> None:
+        if not _finishes(self.system):
+            return
+        torch.manual_seed(self._step_seed(self.epoch))
+        knowledge = self.system.finish(self._images())
+        if self.accelerator.is_main_process:
+            checkpoint.save_final(self.out, self.system, knowledge)
+        self.accelerator.wait_for_everyone()
 
     def _groups(self) -> Iterator[list[dict[str, Tensor]]]:
         """The batches of a step, of which the last step of an epoch may have fewer."""
@@ -272,21 +285,16 @@ class Trainer:
         return key
 
 
-def build_system(config: TrainConfig, num_classes: int) -> System:
-    """The system of a configuration, in its memory format."""
-    options = config.options
-    if getattr(options, "num_instances", 0) is None:  # the sampler's, which saves a look at the labels of a batch
-        options = dataclasses.replace(options, num_instances=2 * config.dataset.num_instances)
-    system = systems.get(config.system).build(options, num_classes=num_classes)
-    system.gather = config.gather
-    return system.to(memory_format=torch.channels_last) if config.channels_last else system
+def _finishes(system: System) -> bool:
+    """Whether it has a last word on its weights, which then are kept besides those of the last checkpoint."""
+    return type(system).finish is not System.finish
 
 
 def _checkpoint_bytes(system: System, config: TrainConfig) -> int:
-    """Of the newest checkpoint, the one that is written while it is still there, and the best weights."""
+    """Of the newest checkpoint, the one that is written while it is still there, the best and the final weights."""
     weights = sum(value.nbytes for value in system.state_dict().values())
     trained = sum(p.nbytes for p in system.parameters() if p.requires_grad)
-    return 3 * weights + 2 * trained * STATE_SIZE[config.optimizer.name]
+    return (3 + _finishes(system)) * weights + 2 * trained * STATE_SIZE[config.optimizer.name]
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vifast import systems
 from vifast.systems import Batch, System
+from vifast.train.build import build_system
 from vifast.train.config import TrainConfig
 from vifast.train.datasets import open_dataset, train_loader
 from vifast.train.optimizer import STATE_SIZE
@@ -106,10 +106,10 @@ def make_plan(config: TrainConfig, *, num_classes: int, images: int, steps_per_e
 
 
 def _probe_system(config: TrainConfig, num_classes: int) -> System:
-    options = config.options
-    if getattr(options, "num_instances", None) is not None:  # of the probe there are fewer
+    dataset, options = config.dataset.model_copy(update={"num_instances": PROBE // 4}), config.options
+    if hasattr(options, "num_instances"):  # the probe's, too
         options = dataclasses.replace(options, num_instances=None)
-    return systems.get(config.system).build(options, num_classes=num_classes).train()
+    return build_system(config.model_copy(update={"dataset": dataset, "options": options}), num_classes).train()
 
 
 def _probe_batch(config: TrainConfig) -> Batch:
