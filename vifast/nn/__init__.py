@@ -5,6 +5,16 @@ from vifast.nn.neck import BNNeck
 from vifast.nn.non_local import NonLocal
 from vifast.nn.prompts import ModalityPrompts
 from vifast.nn.purifier import InstanceNormPurifier, Purified
-from vifast.nn.split_batch_norm import SplitBatchNorm2d
+from vifast.nn.split_batch_norm import SplitBatchNorm1d, SplitBatchNorm2d, split_batch_norms
 
-__all__ = ["BNNeck", "GeM", "InstanceNormPurifier", "ModalityPrompts", "NonLocal", "Purified", "SplitBatchNorm2d"]
+__all__ = [
+    "BNNeck",
+    "GeM",
+    "InstanceNormPurifier",
+    "ModalityPrompts",
+    "NonLocal",
+    "Purified",
+    "SplitBatchNorm1d",
+    "SplitBatchNorm2d",
+    "split_batch_norms",
+]

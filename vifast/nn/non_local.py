@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vifast.nn.split_batch_norm import SplitBatchNorm2d
+
 
 class NonLocal(nn.Module):
     r"""Residual non-local block with dot-product affinity, identity at the start of training.
@@ -49,8 +51,11 @@ class NonLocal(nn.Module):
         convs = self.theta, self.phi, self.g
         weight, bias = (torch.cat([getattr(conv, name) for conv in convs]) for name in ("weight", "bias"))
         theta, phi, g = functional.conv2d(x, weight, bias).flatten(2).chunk(3, 1)  # [N, embed, HW], one read of x
-        if theta.size(1) == 1 and type(self.norm) is nn.BatchNorm2d:
-            return self._add_rank_one(x, theta * (phi * g).mean(2, keepdim=True))
+        if theta.size(1) == 1 and type(self.norm) in (nn.BatchNorm2d, SplitBatchNorm2d):
+            y = theta * (phi * g).mean(2, keepdim=True)
+            if self.norm.training and isinstance(self.norm, SplitBatchNorm2d):
+                return self.norm.by_parts(self._add_rank_one, x, y)
+            return self._add_rank_one(x, y)
         context = g @ phi.transpose(1, 2) / theta.size(2)  # [N, embed, embed]
         y = (context @ theta).unflatten(2, x.shape[2:])  # [N, embed, H, W]
         return x + self.norm(self.out(y))
