@@ -86,6 +86,10 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(vifast, sysu_root, t
         (["train", "agw-sysu", "--out", "x"], "data: expected the dataset's root folder"),
         (["train", "agw-sysu", "data=nowhere", "--out", "x"], "SYSU-MM01: folder not found: nowhere"),
         (["train", "agw-sysu"], "out: expected the folder to create, --out DIR"),
+        (
+            ["synth", "--layout", "lifelong", "--domain", "sysu", "--out", "x"],
+            "domain: expected none for lifelong, which has one for each layout, got 'sysu'",
+        ),
         (["synth", "--layout", "market", "--out", "x"], "layout: expected one of sysu, regdb, llcm, vcm, got 'market'"),
         (["evaluate", "nowhere", "--data", "x"], "nowhere: not a run's folder"),
         (["frobnicate"], "No such command 'frobnicate'"),

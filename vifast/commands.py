@@ -56,16 +56,26 @@ def demo(
 
 @app.command()
 def synth(
-    layout: Annotated[str, typer.Option(help="Dataset whose folder layout is written.")],
+    layout: Annotated[
+        str, typer.Option(help="Dataset whose folder layout is written; lifelong: all four, each in its own domain.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to create.")],
     ids: Annotated[int, typer.Option(help="Number of people.")] = 96,
     seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same files.")] = 0,
+    domain: Annotated[
+        str | None, typer.Option(help="Clothes, light and sensors: plain, or in the manner of a dataset.")
+    ] = None,
 ) -> None:
     """Write a synthetic dataset that the real readers read."""
     from vifast.data import synthetic
 
     with _console.status(f"drawing {ids} people"):
-        synthetic.write(layout, out, num_ids=ids, seed=seed)
+        if layout == "lifelong":
+            if domain is not None:
+                raise ValueError(f"domain: expected none for lifelong, which has one for each layout, got {domain!r}")
+            synthetic.write_benchmark(out, num_ids=ids, seed=seed)
+        else:
+            synthetic.write(layout, out, num_ids=ids, seed=seed, domain=domain or "plain")
     _console.print(f"wrote {layout} with {ids} people to [bold]{out}[/bold]", highlight=False)
 
 

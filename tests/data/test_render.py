@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vifast.data.people import LOWER, NUM_MATERIALS, PATTERNS, SKIN, UPPER, Cloth, Pattern, draw_person
+from vifast.data.people import LOWER, NUM_MATERIALS, PATTERNS, SKIN, UPPER, Cloth, Pattern, draw_person, warm_materials
 from vifast.data.pose import Capsule, Tube, pose
 from vifast.data.render import Frame, pattern_share, rasterise, shade
 from vifast.data.scene import draw_camera, take_picture
@@ -109,3 +109,15 @@ def test_difficulty_makes_pictures_noisier():
     assert roughness(0.0) < roughness(0.5) < roughness(1.0)
     image = take_picture(camera(True), person, np.random.default_rng(0), size=SIZE, difficulty=1.0)
     assert image.dtype == np.uint8
+
+
+def test_a_thermal_camera_sees_warmth_and_no_prints():
+    for person in people(20):
+        warm = warm_materials(person)
+        assert all(cloth.pattern.kind == "plain" and 0 < cloth.nir[0] == cloth.nir[1] < 1 for cloth in warm.values())
+        assert warm[SKIN].nir[0] == max(cloth.nir[0] for cloth in warm.values())
+
+
+def test_people_dress_for_the_season():
+    worn = {s: {draw_person(np.random.default_rng(i), 0.0, s).lower for i in range(40)} for s in ("summer", "winter")}
+    assert worn == {"summer": {"trousers", "shorts", "skirt"}, "winter": {"trousers", "long_skirt"}}

@@ -160,6 +160,7 @@ def test_more_people_leave_the_first_ones_as_they_were(tmp_path):
     ("change", "message"),
     [
         ({"layout": "market"}, "layout: expected one of sysu, regdb, llcm, vcm, got 'market'"),
+        ({"domain": "moon"}, "domain: expected one of plain, regdb, sysu, llcm, vcm, got 'moon'"),
         ({"num_ids": 7}, "num_ids: expected at least 8, got 7"),
         ({"num_test": 0}, "num_test: expected 1..6, got 0"),
         ({"num_test": 7}, "num_test: expected 1..6, got 7"),
@@ -206,3 +207,24 @@ def test_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
 def test_every_split_has_someone(tmp_path):
     root = synthetic.write("sysu", tmp_path / "few", num_ids=8, num_test=6, size=(32, 16), images_per_camera=1)
     assert [len(ids_of(root, split)) for split in ("train", "val", "test")] == [1, 1, 6]
+
+
+def test_a_benchmark_is_four_domains_of_different_people(tmp_path):
+    options = {"num_ids": 8, "size": (32, 16), "images_per_camera": 1}
+    roots = synthetic.write_benchmark(tmp_path / "benchmark", seed=2, **options)
+    assert list(roots) == ["sysu", "regdb", "llcm", "vcm"]
+    alone = [synthetic.write(name, tmp_path / name, seed=8 + n, domain=name, **options) for n, name in enumerate(roots)]
+    assert [digest(root) for root in roots.values()] == [digest(root) for root in alone]
+    sizes = {name: Image.open(next(root.rglob("*.[jb][pm][gp]"))).size for name, root in roots.items()}
+    assert sizes == {"sysu": (16, 32), "regdb": (12, 24), "llcm": (14, 28), "vcm": (18, 36)}
+
+
+def test_a_domain_changes_the_pictures_and_not_the_files(tmp_path):
+    options = {"num_ids": 8, "size": (32, 16), "images_per_camera": 1}
+    plain, dark = (synthetic.write("llcm", tmp_path / name, domain=name, **options) for name in ("plain", "llcm"))
+    assert digest(plain).keys() == digest(dark).keys()
+
+    def brightness(root):
+        return np.mean([np.asarray(Image.open(path)).mean() for path in root.rglob("*_vis.jpg")])
+
+    assert brightness(dark) < 0.8 * brightness(plain)

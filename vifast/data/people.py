@@ -4,7 +4,7 @@ Garments carry their own visible colour and near-infrared reflectance, drawn ind
 modalities share is geometry. Lengths are in body heights.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,26 @@ PATTERNS = (
     "panel",
     "print",
 )
+
+# What people wear by season, with its weights.
+_UPPER = {
+    "all": {"shirt": 3, "long": 3, "vest": 1, "jacket": 3, "coat": 3, "dress": 2},
+    "summer": {"shirt": 5, "long": 1, "vest": 3, "dress": 3},
+    "winter": {"long": 1, "jacket": 4, "coat": 5},
+}
+_LOWER = {
+    "all": {"trousers": 5, "shorts": 2, "skirt": 2, "long_skirt": 1},
+    "summer": {"trousers": 2, "shorts": 5, "skirt": 3},
+    "winter": {"trousers": 8, "long_skirt": 1},
+}
+_HAT = {
+    "all": {"none": 6, "cap": 2, "beanie": 2, "brim": 1, "hood": 2},
+    "summer": {"none": 6, "cap": 3, "brim": 2},
+    "winter": {"none": 3, "beanie": 4, "hood": 4},
+}
+
+# How warm materials look to a thermal camera, in the units of reflectance.
+_WARMTH = {SKIN: 0.8, HAIR: 0.45, UPPER: 0.5, SLEEVE: 0.45, LOWER: 0.42, SHOES: 0.25, BAG: 0.12, HAT: 0.2}
 
 
 class Pattern(NamedTuple):
@@ -71,11 +91,11 @@ class Person:
     materials: dict[int, Cloth]
 
 
-def draw_person(rng: np.random.Generator, difficulty: float) -> Person:
+def draw_person(rng: np.random.Generator, difficulty: float, season: str = "all") -> Person:
     """Draw an identity. With rising `difficulty` bodies and clothes become more alike and prints fade in infrared."""
     spread = 1.0 - 0.5 * difficulty
-    upper = _choose(rng, {"shirt": 3, "long": 3, "vest": 1, "jacket": 3, "coat": 3, "dress": 2})
-    lower = _choose(rng, {"trousers": 5, "shorts": 2, "skirt": 2, "long_skirt": 1})
+    upper = _choose(rng, _UPPER[season])
+    lower = _choose(rng, _LOWER[season])
     hem = {"shirt": 0.47, "long": 0.46, "vest": 0.5, "jacket": 0.45, "coat": 0.3, "dress": 0.32}[upper]
     sleeve = {"shirt": 0.42, "vest": 0.0, "dress": float(rng.choice([0.0, 0.4]))}.get(upper, 1.0)
     return Person(
@@ -96,11 +116,26 @@ def draw_person(rng: np.random.Generator, difficulty: float) -> Person:
         loose=rng.uniform(0.95, 1.6),
         boots=float(rng.choice([0.0, 0.0, 0.0, 0.1, 0.2])),
         hair=_choose(rng, {"bald": 1, "short": 4, "long": 4, "tail": 2}),
-        hat=_choose(rng, {"none": 6, "cap": 2, "beanie": 2, "brim": 1, "hood": 2}),
+        hat=_choose(rng, _HAT[season]),
         bag=_choose(rng, {"none": 3, "backpack": 3, "shoulder": 3, "hand": 2, "case": 1}),
         bag_side=int(rng.choice([-1, 1])),
         materials=_draw_materials(rng, difficulty),
     )
+
+
+def warm_materials(person: Person) -> dict[int, Cloth]:
+    """What a thermal camera sees of a person, in place of `nir`: bare skin is warmest, thick clothes keep warmth in.
+
+    Cloths differ a little, prints not at all.
+    """
+
+    def warmth(material: int, cloth: Cloth) -> float:
+        thick = 8 * person.bulk if material in (UPPER, SLEEVE) else 0.0
+        return _WARMTH[material] - thick + (0.0 if material == SKIN else 0.2 * (cloth.nir[0] - 0.4))
+
+    return {
+        m: replace(cloth, nir=np.full(2, warmth(m, cloth)), pattern=Pattern()) for m, cloth in person.materials.items()
+    }
 
 
 def _choose(rng: np.random.Generator, weights: dict[str, int]) -> str:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vifast.data.people import Person
+from vifast.data.domains import DOMAINS, Domain
+from vifast.data.people import Person, warm_materials
 from vifast.data.pose import pose
 from vifast.data.render import SUPERSAMPLE, Frame, rasterise, shade
 
@@ -27,25 +28,39 @@ class Camera:
     cast: np.ndarray
     noise: float
     background: np.ndarray
+    thermal: bool = False
+    haze: float = 0.0
 
 
 def draw_camera(
-    rng: np.random.Generator, *, infrared: bool, outdoor: bool, size: tuple[int, int], difficulty: float
+    rng: np.random.Generator,
+    *,
+    infrared: bool,
+    outdoor: bool,
+    size: tuple[int, int],
+    difficulty: float,
+    domain: Domain = DOMAINS["plain"],
 ) -> Camera:
     """Draw a camera for pictures of `size` (height, width)."""
+    thermal = infrared and domain.thermal
     channels = 1 if infrared else 3
     warm = rng.uniform(-0.22, 0.22) * (0.4 + difficulty)
     cast = np.array([1.0 + warm, 1.0, 1.0 - warm])
     return Camera(
         infrared=infrared,
         azimuth=rng.uniform(-1.0, 1.0) * (0.5 + (np.pi - 0.5) * difficulty),
-        pitch=rng.uniform(0.0, 0.12),
+        pitch=rng.uniform(0.0, 0.12) + domain.pitch,
         fill=rng.uniform(0.86, 0.92),
         # The infrared lamp sits on the camera: what faces it is bright, edges fall off.
-        light=(0.3, 0.0) if infrared else (rng.uniform(0.5, 0.7), rng.uniform(-0.7, 0.7)),
-        cast=(np.ones(1) if infrared else cast * (1.25 if outdoor else 0.95)).astype(np.float32),
-        noise=0.012 + 0.03 * difficulty * (1.6 if infrared else 1.0),
-        background=_background(rng, size, channels, outdoor),
+        # Warmth leaves in all directions.
+        light=(0.8 if thermal else 0.3, 0.0) if infrared else (rng.uniform(0.5, 0.7), rng.uniform(-0.7, 0.7)),
+        cast=(np.full(1, domain.lamp) if infrared else cast * (1.25 if outdoor else 0.95) * domain.light).astype(
+            np.float32
+        ),
+        noise=(0.012 + 0.03 * difficulty * (1.6 if infrared else 1.0)) * domain.noise,
+        background=_background(rng, size, channels, outdoor) * np.float32(0.4 if thermal else 1.0),
+        thermal=thermal,
+        haze=domain.haze,
     )
 
 
@@ -69,13 +84,16 @@ def take_picture(
     azimuth = camera.azimuth + rng.normal(0.0, 0.3 + 0.9 * difficulty)
     parts = pose(person, azimuth, rng.uniform(0.0, 2 * np.pi) + walked, rng.uniform(0.1, 0.55))
     frame = _draw_frame(camera, person, rng, size, difficulty)
-    lit, cover = shade(rasterise(parts, frame), person.materials, "nir" if camera.infrared else "rgb", camera.light)
+    materials = warm_materials(person) if camera.thermal else person.materials
+    lit, cover = shade(rasterise(parts, frame), materials, "nir" if camera.infrared else "rgb", camera.light)
     scene = _crop(camera.background, rng, size, shift=round(0.06 * size[1] * walked * np.sin(azimuth)))
     scene = scene * (1.0 - _shadow(frame, size, 0.25 if camera.infrared else 0.5)) * (1.0 - cover) + lit
     if rng.random() < 0.7 * difficulty:
         _occlude(scene, rng)
     scene = scene * (camera.cast * np.float32(np.exp(rng.normal(0.0, 0.08 + 0.25 * difficulty))))
-    scene = scene * (_lamp(rng, size) if camera.infrared else _slope(rng, size, difficulty))
+    lamp = camera.infrared and not camera.thermal
+    scene = scene * (_lamp(rng, size) if lamp else _slope(rng, size, difficulty))
+    scene = scene * np.float32(1.0 - camera.haze) + np.float32(0.45 * camera.haze)
     if rng.random() < 0.15 + 0.5 * difficulty:
         scene = _blur(scene)
     image = np.sqrt(np.clip(scene, 0.0, 1.0))  # close to the sRGB curve, and the cheapest power

@@ -1,7 +1,8 @@
 """Synthetic VI-ReID datasets: procedural people photographed by day and by infrared lamp, in published layouts.
 
 The real readers read them; the demo and the tests run on them. Everything is drawn from one seed: the same arguments
-write the same bytes (for one version of NumPy and Pillow). RegDB's thermal camera is a near-infrared one here too.
+write the same bytes (for one version of NumPy and Pillow). RegDB's thermal camera is a near-infrared one in the plain
+domain. `write_benchmark` writes all four, each in a domain of its own, for lifelong learning.
 """
 
 import os
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vifast.data import counts, llcm, regdb, sysu, vcm
+from vifast.data.domains import DOMAINS, Domain
 from vifast.data.layouts import READERS
 from vifast.data.matfile import write_mat
 from vifast.data.people import Person, draw_person
@@ -34,6 +36,7 @@ def write(
     size: tuple[int, int] = (128, 64),
     images_per_camera: int | None = None,
     difficulty: float = DEFAULT_DIFFICULTY,
+    domain: str = "plain",
 ) -> Path:
     """Write a dataset.
 
@@ -48,6 +51,8 @@ def write(
         images_per_camera: pictures of an identity by a camera in one modality, 1..255; default 4 (SYSU-MM01, LLCM) or
             10 (RegDB). For HITSZ-VCM frames of a tracklet, default 12; every fourth tracklet has half as many.
         difficulty: 0 (studio) .. 1 (blurred, noisy, occluded, look-alikes).
+        domain: what its people wear and its cameras see, one of :data:`~vifast.data.domains.DOMAINS`: `"plain"`, or in
+            the manner of one of the four. It scales `size`.
 
     Returns:
         The folder `out`.
@@ -58,6 +63,8 @@ def write(
     """
     if layout not in _LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(_LAYOUTS)}, got {layout!r}")
+    if domain not in DOMAINS:
+        raise ValueError(f"domain: expected one of {', '.join(DOMAINS)}, got {domain!r}")
     if num_ids < 8:
         raise ValueError(f"num_ids: expected at least 8, got {num_ids!r}")
     if num_test is None:
@@ -81,7 +88,9 @@ def write(
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         draft.chmod(0o755)
-        _LAYOUTS[layout](draft, _Studio(num_ids, num_test, seed, size, images_per_camera, difficulty))
+        style = DOMAINS[domain]
+        size = tuple(2 * round(side * factor / 2) for side, factor in zip(size, style.size, strict=True))
+        _LAYOUTS[layout](draft, _Studio(num_ids, num_test, seed, size, images_per_camera, difficulty, style))
         counts.write(draft, {})  # nothing is expected yet
         counts.write(draft, READERS[layout](draft).counts)
         os.replace(draft, out)
@@ -89,6 +98,25 @@ def write(
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return out
+
+
+def write_benchmark(out: str | os.PathLike, *, seed: int = 0, **options) -> dict[str, Path]:
+    """Write the four layouts, each with people of its own and in its own domain, as folders of `out`.
+
+    Args:
+        out: folder to create.
+        seed: of the benchmark; no person of one is in another.
+        **options: of :func:`write`, for all four.
+
+    Returns:
+        Their folders by layout.
+
+    Raises:
+        ValueError, FileExistsError: as :func:`write`.
+    """
+    order = enumerate(_LAYOUTS)
+    seeds = len(_LAYOUTS) * seed
+    return {name: write(name, Path(out) / name, seed=seeds + n, domain=name, **options) for n, name in order}
 
 
 @dataclass(frozen=True)
@@ -101,16 +129,18 @@ class _Studio:
     size: tuple[int, int]
     images_per_camera: int
     difficulty: float
+    domain: Domain
 
     def rng(self, *stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *stream])
 
     def person(self, identity: int) -> Person:
-        return draw_person(self.rng(_PEOPLE, identity), self.difficulty)
+        return draw_person(self.rng(_PEOPLE, identity), self.difficulty, self.domain.season)
 
     def camera(self, number: int, *, infrared: bool, outdoor: bool) -> Camera:
         rng = self.rng(_CAMERAS, number)
-        return draw_camera(rng, infrared=infrared, outdoor=outdoor, size=self.size, difficulty=self.difficulty)
+        how = {"size": self.size, "difficulty": self.difficulty, "domain": self.domain}
+        return draw_camera(rng, infrared=infrared, outdoor=outdoor, **how)
 
     def shoot(
         self,
