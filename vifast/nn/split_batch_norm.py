@@ -91,7 +91,7 @@ def split_batch_norms(module: nn.Module, splits: int = 2, *, repeats: int = 1) -
         TypeError, ValueError: as `SplitBatchNorm2d`.
 
     >>> split_batch_norms(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))[1]
-    SplitBatchNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, splits=2)
+    SplitBatchNorm2d(4, ..., splits=2)
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
