@@ -73,6 +73,8 @@ class ResNet(nn.Module):
         first, last: the stages held, ``0 <= first <= last <= 4``; 0 is the stem.
         last_stride: stride of stage 4; re-identification keeps the larger map with 1.
 
+    ``forward(x, after)`` puts a system's own modules in between: ``after["3_5"]`` follows block 5, from 0, of stage 3.
+
     Shapes:
         images ``[N, 3, H, W]`` (or the map of stage ``first - 1``) to ``[N, out_channels, H', W']``; with all
         stages H' = H / 16 for ``last_stride=1``, H / 32 for 2 (rounded up at each stage).
@@ -128,7 +130,7 @@ class ResNet(nn.Module):
         return self.channels[self.last]
 
     def stages(self) -> Iterator[tuple[int, nn.Sequential]]:
-        """The residual stages held, as (number, blocks): where a system puts its own modules in between."""
+        """The residual stages held, as (number, blocks)."""
         for stage in range(max(self.first, 1), self.last + 1):
             yield stage, getattr(self, f"layer{stage}")
 
@@ -138,10 +140,13 @@ class ResNet(nn.Module):
             return x
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, after: nn.ModuleDict | None = None) -> Tensor:
         x = self.stem(x)
-        for _, blocks in self.stages():
-            x = blocks(x)
+        for stage, blocks in self.stages():
+            for index, block in enumerate(blocks):
+                x = block(x)
+                if after is not None and (place := f"{stage}_{index}") in after:
+                    x = after[place](x)
         return x
 
 

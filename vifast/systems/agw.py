@@ -10,24 +10,14 @@ from torch.nn import functional
 
 from vifast.losses import WeightedTripletLoss
 from vifast.models import create, load_backbone
-from vifast.nn import BNNeck, GeM, NonLocal
+from vifast.nn import BNNeck, GeM
 from vifast.systems.base import Batch, System
+from vifast.systems.embedding import EmbeddingOptions, non_local_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
-class AGWOptions:
-    """Hyper-parameters of the network; defaults are AGW's.
-
-    The last ``non_local[s - 1]`` blocks of stage s are each followed by a non-local block. ``backbone_width``
-    None is the backbone's own width. ``weights`` is a torchvision checkpoint for stems and trunk.
-    """
-
-    backbone: str = "resnet50"
-    backbone_width: int | None = None
-    weights: str | None = None
-    non_local: tuple[int, int, int, int] = (0, 2, 3, 0)
-    non_local_embed: int = 1
-    gem_p: float = 3.0
+class AGWOptions(EmbeddingOptions):
+    """Hyper-parameters of the network; defaults are AGW's. ``weights`` are for stems and trunk."""
 
 
 class AGW(System):
@@ -56,13 +46,7 @@ class AGW(System):
         if options.weights is not None:
             for piece in (self.stem_visible, self.stem_infrared, self.trunk):
                 load_backbone(piece, options.weights)
-        self.non_local = nn.ModuleDict()
-        for stage, blocks in self.trunk.stages():
-            count = options.non_local[stage - 1]
-            if not 0 <= count <= len(blocks):
-                raise ValueError(f"non_local: stage {stage} has {len(blocks)} blocks, got {count}")
-            for index in range(len(blocks) - count, len(blocks)):
-                self.non_local[f"{stage}_{index}"] = NonLocal(self.trunk.channels[stage], embed=options.non_local_embed)
+        self.non_local = non_local_blocks(self.trunk, options.non_local, embed=options.non_local_embed)
         self.pool = GeM(options.gem_p, clamp=False, eps=1e-12)
         self.neck = BNNeck(self.trunk.out_channels)
         self.classifier = nn.Linear(self.trunk.out_channels, num_classes, bias=False)
@@ -91,16 +75,11 @@ class AGW(System):
         return groups
 
     def backbones(self) -> list[nn.Module]:
-        return [self.stem_visible, self.stem_infrared, *(blocks for _, blocks in self.trunk.stages())]
+        return [self.trunk]  # the stems run the same code on other map sizes, which would make its sizes symbols
 
     def _pooled(self, batch: Batch) -> Tensor:
         x, order = self._stems(batch["image"], batch["modality"])
-        for stage, blocks in self.trunk.stages():
-            for index, block in enumerate(blocks):
-                x = block(x)
-                if f"{stage}_{index}" in self.non_local:
-                    x = self.non_local[f"{stage}_{index}"](x)
-        return self.pool(x)[order]
+        return self.pool(self.trunk(x, self.non_local))[order]
 
     def _stems(self, images: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
         """Maps with the visible images first, and the index that brings rows back to the batch's order."""
