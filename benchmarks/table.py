@@ -5,6 +5,13 @@
       <!-- measured amd-epyc-x2: triplet_loss pairwise_distance -->
       <!-- /measured -->
 
+  or, of a training step, for the time of its parts, or, of a study of ``ablation.py``, for its scores:
+
+      <!-- parts amd-epyc-x2: idkl_step -->
+      <!-- /parts -->
+      <!-- ablation idkl-synthetic -->
+      <!-- /ablation -->
+
 - The last two cells of the README's ops and the "Measured" of the kernels' docstrings come from ``claims.py``.
 
 Without files, all of them. ``--check`` changes nothing and fails where one differs from the record. So no number is
@@ -19,10 +26,13 @@ import sys
 import textwrap
 from pathlib import Path
 
+import ablation
 import claims
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(<!-- measured (\S+): ([\w ]+) -->\n).*?(<!-- /measured -->)", re.DOTALL)
+PARTS = re.compile(r"(<!-- parts (\S+): (\w+) -->\n).*?(<!-- /parts -->)", re.DOTALL)
+ABLATION = re.compile(r"(<!-- ablation (\S+) -->\n).*?(<!-- /ablation -->)", re.DOTALL)
 NUMBER = re.compile(r"{(?:([a-z_]+) )?([\dx]+) (?:(both|forward|backward)\.)?(\w+)}")
 OWN = ("floor", "vifast", "definition")
 
@@ -83,13 +93,52 @@ def table(device, ops):
                 ]
             )
     rows = [row if parted else row[:3] + row[4:5] + row[6:] for row in (head, *lines)]
-    source = (
-        f"{used[0]['device']}, {used[0]['threads']} threads, torch {used[0]['torch']}, commit "
-        f"{', '.join(sorted({row['commit'] for row in used}))}; medians of interleaved runs."
-    )
+    source = told_source(used)
     head, *lines = (f"| {' | '.join(row)} |" for row in rows)
     return (
         "\n".join([source, "", head.replace("|  |", "| |"), f"|---|---|{'--:|' * (len(rows[0]) - 2)}", *lines]) + "\n"
+    )
+
+
+def told_source(rows):
+    return (
+        f"{rows[0]['device']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}, commit "
+        f"{', '.join(sorted({row['commit'] for row in rows}))}; medians of interleaved runs."
+    )
+
+
+def parts_table(device, op):
+    """Markdown: where the time of a training step goes, whose first part is the backbone's, and how many times as long
+    the definitions take."""
+    [(size, passes)] = [(size, passes) for (name, size), passes in record(device).items() if name == op]
+    whole, *parts = passes
+    step = passes[whole]["vifast"]["ms_p50"]
+    backbone = parts[0].partition(",")[0]
+    outside = {"vifast": 0.0, "definition": 0.0}
+    lines = []
+    for part in parts:
+        times = {provider: passes[part][provider]["ms_p50"] for provider in outside if provider in passes[part]}
+        lines.append((part, times))
+        if not part.startswith(backbone) and "definition" in times:
+            outside = {provider: total + times[provider] for provider, total in outside.items()}
+    lines += [
+        (f"**between {backbone} and optimizer**", outside),
+        ("**step**", {name: passes[whole][name]["ms_p50"] for name in outside}),
+    ]
+    rows = [
+        (
+            name,
+            number(t["vifast"]),
+            number(100 * t["vifast"] / step),
+            number(t["definition"] / t["vifast"]) if "definition" in t else "",
+        )
+        for name, t in lines
+    ]
+    used = [row for case in passes.values() for row in case.values()]
+    return (
+        f"{told_source(used)} Size {' x '.join(map(str, size))}.\n\n"
+        "| part | ms | % of the step | definition / vifast |\n|---|--:|--:|--:|\n"
+        + "".join(f"| {' | '.join(row)} |\n" for row in rows)
     )
 
 
@@ -138,7 +187,9 @@ def filled(file, text):
         text = with_cells(text)
     if file.parent == ROOT / "kernels":
         return with_measured(text, claims.KERNELS[file.stem])
-    return BLOCK.sub(lambda block: block[1] + table(block[2], block[3].split()) + block[4], text)
+    text = BLOCK.sub(lambda block: block[1] + table(block[2], block[3].split()) + block[4], text)
+    text = PARTS.sub(lambda block: block[1] + parts_table(block[2], block[3]) + block[4], text)
+    return ABLATION.sub(lambda block: block[1] + ablation.table(block[2]) + block[3], text)
 
 
 def main():

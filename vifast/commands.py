@@ -46,7 +46,7 @@ def demo(
     out: Out = Path("vifast-demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of the dataset and of the training.")] = 0,
 ) -> None:
-    """Write a synthetic dataset, train a small AGW on it, and show the result as one HTML page."""
+    """Write a synthetic dataset, train a small IDKL on it, and show the result as one HTML page."""
     from vifast.demo import run_demo
 
     result = run_demo(out, seed=seed)

@@ -1,80 +1,78 @@
 """Whole training steps of the published systems, and their parts."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import torch
 
-from cases._case import Backward, Case, by_definition
+import vifast
+from cases._case import Case
 from vifast.nn import Purified
 from vifast.systems.idkl import IDKL, IDKLOptions
 
 
-class Update:
-    """The optimiser's part of a step."""
+class Step:
+    """A training step, action by action: forward of every stage, their backward in reverse, the optimiser.
 
-    def __init__(self, optimizer, weights):
-        self.optimizer, self.weights = optimizer, weights
+    ``stages`` by name make the loss of ``images``: each takes the tensors that the one before it gave. ``cotangents``
+    are the gradients of the last one's, if that is no loss.
+    """
+
+    def __init__(self, optimizer, stages, images, cotangents=None):
+        self.optimizer, self.images, self.cotangents = optimizer, images, cotangents
+        self.actions = {f"{name}, forward": partial(self._forward, stage) for name, stage in stages.items()}
+        self.actions |= {f"{name}, backward": self._backward for name in reversed(stages)}
+        self.actions["optimizer"] = optimizer.step
+
+    def start(self):
+        self.optimizer.zero_grad()
+        self.made, self.given, self.grads = [(self.images,)], [], self.cotangents
+
+    def _forward(self, stage):
+        self.given.append(tuple(x.detach().requires_grad_(x is not self.images) for x in self.made[-1]))
+        self.made.append(stage(*self.given[-1]))
+
+    def _backward(self):
+        torch.autograd.backward(self.made.pop(), self.grads)
+        self.grads = tuple(x.grad for x in self.given.pop())
+
+
+class Part:
+    """One action of a step, or all of them; ``prepare`` takes those before it."""
+
+    def __init__(self, step, name=None, definition=False):
+        actions, at = list(step.actions.values()), list(step.actions).index(name) if name else 0
+        self.step, self.before, self.own = step, actions[:at], actions[at : at + 1] if name else actions
+        self.mode = vifast.use_reference if definition else nullcontext
 
     def prepare(self):
-        for weight in self.weights:
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
+        self.step.start()
+        self._take(self.before)
 
     def __call__(self):
-        self.optimizer.step()
+        self._take(self.own)
+
+    def _take(self, actions):
+        with self.mode():
+            for action in actions:
+                action()
 
 
 def step_passes(system, stages, images):
-    """``both`` is the step as the loop takes it, and its floor that of the backbone alone. The other passes are the
-    parts of the step, each on what it gets there.
-
-    ``stages`` by name, the backbone first, make the loss: each takes the tensors that the one before it gave.
-    """
-    system = system.to(memory_format=torch.channels_last).train()
+    """``both`` is the step, and its floor that of the first stage, the backbone, alone; the other passes are its parts.
+    Those of the backbone and the optimiser have no other definition."""
+    system.to(memory_format=torch.channels_last).train()
     weights = [p for p in system.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=0.0, weight_decay=5e-3, fused=True)  # every step finds the same weights
-    backbone, *rest = stages.values()
-    given = [(images,)]
-    for stage in stages.values():
-        given.append(tuple(x.detach().requires_grad_() for x in stage(*given[-1])))
-    cotangents = [tuple(map(torch.ones_like, given.pop()))]  # of each stage's output
-    for stage, rows in zip(reversed(rest), reversed(given), strict=False):
-        cotangents.insert(0, torch.autograd.grad(stage(*rows), rows, cotangents[0]))
-
-    def step():
-        optimizer.zero_grad()
-        rows = (images,)
-        for stage in stages.values():
-            rows = stage(*rows)
-        rows[0].backward()
-        optimizer.step()
-
-    def backbone_step():
-        optimizer.zero_grad()
-        torch.autograd.backward(backbone(images), cotangents[0])
-        optimizer.step()
-
-    passes = {"both": {"floor": backbone_step, "vifast": step, "definition": by_definition(step)}}
-    for name, rows, cotangent in zip(stages, given, cotangents, strict=True):
-        leaves = [x for x in (*weights, *rows) if x.requires_grad]
-        passes |= _stage_passes(name, stages[name], rows, leaves, cotangent, own=stages[name] is not backbone)
-    return passes | {"optimizer": {"vifast": Update(optimizer, weights)}}
-
-
-def _stage_passes(name, stage, rows, leaves, cotangent, own):
-    """Forward and backward of a stage, with its definition where it has ops of ``own``."""
-
-    def forward():
-        return stage(*rows)
-
-    def gradients(out):
-        return torch.autograd.grad(out, leaves, cotangent, allow_unused=True)
-
-    ways = {"vifast": (forward, gradients)}
-    if own:
-        ways["definition"] = by_definition(forward), by_definition(gradients)
-    return {
-        f"{name}, forward": {provider: run for provider, (run, _) in ways.items()},
-        f"{name}, backward": {provider: Backward(*way) for provider, way in ways.items()},
-    }
+    step, backbone = Step(optimizer, stages, images), next(iter(stages))
+    Part(step, f"{backbone}, backward").prepare()
+    floor = Step(optimizer, {backbone: stages[backbone]}, images, step.grads)
+    passes = {"both": {"floor": Part(floor), "vifast": Part(step), "definition": Part(step, definition=True)}}
+    for name in step.actions:
+        passes[name] = {"vifast": Part(step, name)}
+        if name.partition(",")[0] not in (backbone, "optimizer"):
+            passes[name]["definition"] = Part(step, name, definition=True)
+    return passes
 
 
 def _idkl(batch, height, width, classes, device="cpu"):
@@ -100,4 +98,4 @@ def _idkl(batch, height, width, classes, device="cpu"):
     return step_passes(system, {"backbone": backbone, "purifier and pools": pools, "losses": losses}, images)
 
 
-CASES = (Case("idkl_step", ((24, 128, 64, 395),), _idkl, seconds=45),)
+CASES = (Case("idkl_step", ((24, 128, 64, 395),), _idkl, seconds=36),)

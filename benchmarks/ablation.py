@@ -1,0 +1,200 @@
+"""Trains the variants of a study and records their scores: ``python benchmarks/ablation.py STUDY [options]``.
+
+A study is a file of ``benchmarks/studies``:
+
+    preset: demo                        # or a YAML file
+    datasets:                           # of vifast.data.synthetic.write; {people} in an override is the folder
+      people: {layout: sysu, num_ids: 96, difficulty: 0.4}
+    common: ["data={people}", epochs=8] # overrides of the preset, as on the command line of vifast train
+    variants:                           # and those of each variant; the first is what the others are compared with
+      baseline: [options.graph=off]
+      graphs: [options.graph=full]
+    seeds: [0, 1, 2]                    # of training; the people are the same
+
+Every run is one line of ``results/ablation-STUDY.jsonl``, with what it was trained with, versions and commit. Runs that
+have their line are not repeated, one that was cut short goes on from its last checkpoint, and lines that no longer say
+what the study says are dropped. ``table.py`` puts the table in the place of what a page has between
+
+    <!-- ablation STUDY -->
+    <!-- /ablation -->
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import json
+import multiprocessing
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+SCRATCH = HERE.parent / "runs/ablation"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a file says; ``columns`` are the scores shown, and what they are called, the first the one compared."""
+
+    preset: str
+    datasets: Mapping[str, Mapping]
+    variants: Mapping[str, Sequence[str]]
+    seeds: Sequence[int]
+    common: Sequence[str] = ()
+    columns: Mapping[str, str] = field(
+        default_factory=lambda: {"mean_ap": "mAP", "rank1": "Rank-1", "mean_inp": "mINP"}
+    )
+
+    def runs(self):
+        """What is trained: one dict for each variant and seed, which begins the run's line."""
+        shared = {"preset": self.preset, "datasets": self.datasets}
+        return [
+            {"variant": name, "seed": seed, "overrides": [*self.common, *overrides], **shared}
+            for seed in self.seeds
+            for name, overrides in self.variants.items()
+        ]
+
+
+def load(name):
+    path = HERE / f"studies/{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise SystemExit(f"{name}: expected a study, one of {known}")
+    try:
+        return Study(**yaml.safe_load(path.read_text()))
+    except TypeError as error:
+        raise SystemExit(f"{path}: {error}") from error
+
+
+def result_file(name):
+    return HERE / f"results/ablation-{name}.jsonl"
+
+
+def recorded(name, runs):
+    """The lines of these runs, in their order; None where one is missing."""
+    file = result_file(name)
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    found = {_key(line): line for line in lines}
+    return [found.get(_key(run)) for run in runs]
+
+
+def _key(run):
+    told = {name: run[name] for name in ("variant", "seed", "overrides", "preset", "datasets")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_dataset(spec):
+    """The folder of a dataset, written unless it is there."""
+    folder = SCRATCH / f"data-{hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]}"
+    if not folder.exists():
+        from vifast.data import synthetic
+
+        synthetic.write(out=folder, **spec)
+    return folder
+
+
+def settings(run, folders):
+    """Overrides of the preset, the datasets' names replaced by their folders."""
+    texts = [*run["overrides"], f"seed={run['seed']}"]
+    for name, folder in folders.items():
+        texts = [text.replace(f"{{{name}}}", str(folder)) for text in texts]
+    return texts
+
+
+def train(run):
+    """The line of a run; in a process of its own, for it sets torch's threads and seeds."""
+    from run import environment
+
+    from vifast.train.config import load_config
+    from vifast.train.loop import Trainer
+
+    overrides = settings(run, {name: write_dataset(spec) for name, spec in run["datasets"].items()})
+    out = SCRATCH / f"run-{_key(run)}"
+    start = time.perf_counter()
+    trainer = Trainer(load_config(run["preset"], overrides), out, resume=True, quiet=True)
+    scores = trainer.fit().scores.scalars()
+    line = {**run, "scores": scores, "seconds": time.perf_counter() - start, **environment()}
+    shutil.rmtree(out)
+    return line
+
+
+def table(name):
+    """Markdown of a study's record: mean and standard deviation over the seeds, in percent, and the difference to the
+    first variant with the same seed."""
+    study = load(name)
+    runs = study.runs()
+    lines = recorded(name, runs)
+    missing = [f"{run['variant']} {run['seed']}" for run, line in zip(runs, lines, strict=True) if line is None]
+    if missing:
+        raise SystemExit(f"{name}: no record of {', '.join(missing)}")
+    scores = {(line["variant"], line["seed"]): line["scores"] for line in lines}
+    main, shown = next(iter(study.columns.items()))
+    first = next(iter(study.variants))
+    rows = []
+    for variant in study.variants:
+        cells = [_spread([scores[variant, seed][score] for seed in study.seeds]) for score in study.columns]
+        gains = [scores[variant, seed][main] - scores[first, seed][main] for seed in study.seeds]
+        rows.append([variant, *cells, "" if variant == first else _spread(gains, sign="+")])
+    commits = ", ".join(sorted({line["commit"] for line in lines}))
+    seconds = statistics.median(line["seconds"] for line in lines)
+    head = f"| | {' | '.join(study.columns.values())} | {shown} − {first} |"
+    return (
+        f"{len(study.seeds)} seeds each, mean ± standard deviation in %; the difference is of runs of the same seed. "
+        f"{lines[0]['device']}, torch {lines[0]['torch']}, commit {commits}; a run took {seconds:.0f} s.\n\n"
+        f"{head}\n|---|{'--:|' * (len(study.columns) + 1)}\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    )
+
+
+def _spread(values, sign=""):
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):{sign}.1f}{spread}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="a file of benchmarks/studies without its .yaml")
+    parser.add_argument("--only", nargs="*", metavar="VARIANT", help="train these alone")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; give each few threads, threads=1")
+    parser.add_argument("--list", action="store_true", help="print what is recorded and what is missing")
+    args = parser.parse_args()
+    study = load(args.study)
+    runs = study.runs()
+    if unknown := set(args.only or ()) - set(study.variants):
+        raise SystemExit(f"--only: expected some of {', '.join(study.variants)}, got {', '.join(sorted(unknown))}")
+    lines = recorded(args.study, runs)
+    if args.list:
+        for run, line in zip(runs, lines, strict=True):
+            print(run["variant"], run["seed"], "missing" if line is None else line["scores"])
+        return
+    for spec in study.datasets.values():
+        write_dataset(spec)
+    chosen = args.only or study.variants
+    left = [n for n, run in enumerate(runs) if lines[n] is None and run["variant"] in chosen]
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(args.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
+        waiting = {pool.submit(train, runs[n]): n for n in left}
+        try:
+            for done in concurrent.futures.as_completed(waiting):
+                n = waiting[done]
+                lines[n] = done.result()
+                write(args.study, lines)
+                print(runs[n]["variant"], runs[n]["seed"], lines[n]["scores"], flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def write(name, lines):
+    file = result_file(name)
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines if line is not None))
+    partial.replace(file)
+
+
+if __name__ == "__main__":
+    main()
