@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import signal
 import subprocess
@@ -17,6 +18,8 @@ TINY = [
     "epochs=2",
     "steps_per_epoch=2",
 ]
+
+COMMANDS = {"demo", "synth", "data", "train", "evaluate", "search", "rerank", "report", "doctor"}
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,9 @@ def test_synth_train_resume_evaluate(vifast, tmp_path):
     assert np.load(distances).shape == (len(dataset.query), len(dataset.gallery))
     assert vifast("search", out, "--data", data, "-k", 3, "--exclude", "sysu", "--html", page)[0] == 0
     assert page.read_text().count("(person ") == min(50, len(dataset.query))
+    assert vifast("report", out)[:2] == (0, f"wrote {out / 'report.html'}\n")
+    assert vifast("report", out, out, "--data", tmp_path, "--out", page)[0] == 0
+    assert "not at hand" in page.read_text()
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(vifast, sysu_root, tmp_path, monkeypatch):
@@ -92,6 +98,10 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(vifast, sysu_root, t
         ),
         (["synth", "--layout", "market", "--out", "x"], "layout: expected one of sysu, regdb, llcm, vcm, got 'market'"),
         (["evaluate", "nowhere", "--data", "x"], "nowhere: not a run's folder"),
+        (["report", "nowhere"], "nowhere: not a run's folder, it has no config.yaml"),
+        (["report", "nowhere", "--out", "."], "out: expected a file to write, got the folder ."),
+        (["report", "nowhere", "--out", "x/y.html"], "out: expected a file in a folder that exists, got x/y.html"),
+        (["report"], "Missing argument 'RUN...'"),
         (["frobnicate"], "No such command 'frobnicate'"),
         (["demo", "--seed", "-1"], "Invalid value for '--seed'"),
     ],
@@ -119,6 +129,20 @@ def test_demo_leaves_a_filled_folder_alone(vifast, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize(
+    ("granted", "message"),
+    [
+        (os.R_OK, "out: expected a file in a folder that can be written to, got run/x.html"),
+        (os.W_OK | os.X_OK, "Invalid value for 'RUN...': path 'run' is not readable."),
+    ],
+)
+def test_report_without_permission(vifast, tmp_path, monkeypatch, granted, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: mode & granted == mode)
+    assert vifast("report", "run", "--out", "run/x.html") == (2, "", f"vifast: {message}\n")
+
+
 def test_doctor_reports_parts_that_are_there_and_missing(vifast, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     status, output, _ = vifast("doctor")
@@ -137,7 +161,9 @@ def test_version_and_help(vifast):
     for arguments in ([], ["--help"]):
         status, output, _ = vifast(*arguments)
         assert status == 0
-        assert all(name in output for name in ("demo", "synth", "train", "evaluate", "search", "rerank", "doctor"))
+        assert all(
+            name in output for name in ("demo", "synth", "train", "evaluate", "search", "rerank", "report", "doctor")
+        )
 
 
 def test_without_the_train_extra_one_line_says_what_to_install(tmp_path):

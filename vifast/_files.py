@@ -7,6 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def require_place(name: str, path: str | os.PathLike) -> None:
+    """Before work whose result goes to ``path``, the argument ``name``.
+
+    Raises:
+        OSError: no file can be written there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{name}: expected a file to write, got the folder {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{name}: expected a file in a folder that exists, got {path}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{name}: expected a file in a folder that can be written to, got {path}")
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A place beside ``path`` to write to; it takes the name when the block ends, and vanishes if that fails.

@@ -126,6 +126,31 @@ app.add_typer(commands_data.app, name="data")
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Page to write; by default report.html, of one run in its folder.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Root of the dataset for ranked lists, where it is not where it was.")
+    ] = None,
+) -> None:
+    """Write one page of training runs: curves, scores, ranked lists; of several also what sets them apart."""
+    from vifast._files import require_place
+    from vifast.report import write
+    from vifast.train.run_page import make_page
+
+    if out is not None:
+        require_place("out", out)
+    with _console.status("drawing figures"):
+        page = make_page(runs, data)
+        out = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
+        require_place("out", out)
+        write(page, out)
+    _console.print(f"wrote [bold]{out}[/bold]", highlight=False)
+
+
+@app.command()
 def doctor() -> None:
     """Print versions, back ends and devices, and what is missing and why it matters."""
     from vifast.train.doctor import diagnose

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vifast.data import counts, llcm
-from vifast.data.layouts import READERS, recognise
+from vifast.data.layouts import NAMES, READERS, recognise
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,6 @@ class Inspection:
     def sound(self) -> bool:
         """Nothing is damaged, and every number is the expected one."""
         return not self.damage and all(expected in (None, found) for _, expected, found in self.rows)
-
-
-_NAMES = {"sysu": "SYSU-MM01", "regdb": "RegDB", "llcm": "LLCM", "vcm": "HITSZ-VCM"}
 
 
 def inspect(root: str | os.PathLike, *, decode: bool = True) -> Inspection:
@@ -46,7 +43,7 @@ def inspect(root: str | os.PathLike, *, decode: bool = True) -> Inspection:
     log = logging.getLogger("vifast.data")
     before, log.disabled = log.disabled, True  # all that it would say is in the result
     try:
-        wanted = counts.expected(_NAMES[layout], root)
+        wanted = counts.expected(NAMES[layout], root)
         for number, (name, options) in enumerate(_variants(layout, root).items()):
             try:
                 dataset = READERS[layout](root, on_damage="skip", decode=decode and number == 0, **options)
@@ -68,7 +65,7 @@ def inspect(root: str | os.PathLike, *, decode: bool = True) -> Inspection:
     for key, expected in wanted.counts.items():
         rows.setdefault(key, (expected, found_none))
     table = tuple((name, *numbers) for name, numbers in rows.items())
-    return Inspection(_NAMES[layout], root, table, wanted.source, tuple(damage))
+    return Inspection(NAMES[layout], root, table, wanted.source, tuple(damage))
 
 
 def _variants(layout: str, root: Path) -> dict[str, dict]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from vifast.data import llcm, regdb, sysu, vcm
 from vifast.data.records import require
 
+NAMES = {"sysu": "SYSU-MM01", "regdb": "RegDB", "llcm": "LLCM", "vcm": "HITSZ-VCM"}
 READERS = {"sysu": sysu.load, "regdb": regdb.load, "llcm": llcm.load, "vcm": vcm.load}
 # Names of which a layout has all; a damaged tree is taken for the layout of which it has most.
 MARKS = {

@@ -19,7 +19,7 @@ _FOREGROUND, _GRID, _MUTED = "#010101", "#020202", "#030303"
 _SERIES = [f"#0404{k:02x}" for k in range(NUM_SERIES)]
 _VARIABLES = {_FOREGROUND: "--fg", _GRID: "--grid", _MUTED: "--muted-line"}
 _VARIABLES |= {color: f"--s{k + 1}" for k, color in enumerate(_SERIES)}
-_WIDE, _SMALL = (5.2, 3.0), (3.6, 2.2)
+_WIDE, _SMALL = (5.2, 3.0), (3.0, 2.1)
 _MOST = 500  # points of a line
 _SMOOTH = 40  # a line is the mean over such a part of it
 
@@ -40,12 +40,9 @@ def training_curves(name: str, lines: Sequence[Line], x_label: str, y_label: str
     lowest = 0.0
     for line in lines:
         x, y = _thinned(line.x, line.y)
-        window = max(len(x) // _SMOOTH, 1)
-        style = _style(line)
         if len(lines) == 1:
-            axes.plot(x, y, **{**style, "linewidth": 0.8, "alpha": 0.3, "label": None})
-        smooth = np.convolve(y, np.ones(window) / window, mode="valid")
-        axes.plot(x[window - 1 :], smooth, **style)
+            axes.plot(x, y, **{**_style(line), "linewidth": 0.8, "alpha": 0.3, "label": None})
+        axes.plot(*_smoothed(x, y), **_style(line))
         lowest = min(lowest, *y[np.isfinite(y)], 0.0)
     axes.set_ylim(bottom=lowest)
     return _svg(figure, name)
@@ -63,9 +60,9 @@ def curves(name: str, lines: Sequence[Line], x_label: str, y_label: str, *, smal
     return _svg(figure, name)
 
 
-def cmc_curves(*lines: Line) -> str:
+def cmc_curves(*lines: Line, small: bool = False) -> str:
     """Share of queries with a hit among the first k; see `cmc_line`."""
-    figure, axes = _new("rank k", "queries with a hit (%)")
+    figure, axes = _new("rank k", "" if small else "queries with a hit (%)", small)
     for line in lines:
         axes.plot(line.x, line.y, marker="o", markersize=3, **_style(line))
     axes.set_ylim(0, 102)
@@ -80,10 +77,16 @@ def cmc_line(cmc: Sequence[float], series: int | None = 0, name: str = "") -> Li
 
 
 def shares(name: str, x: Sequence[float], parts: Mapping[str, Sequence[float]], x_label: str) -> str:
-    """Shares in 0..1 of named parts over ``x``, stacked, in percent."""
+    """Running means of the shares in 0..1 of named parts over ``x``, stacked, in percent."""
     figure, axes = _new(x_label, "share of time (%)")
-    stack = np.stack([100 * _thinned(x, values)[1] for values in parts.values()])
-    axes.stackplot(_thinned(x, x)[0], stack, labels=list(parts), colors=_SERIES[: len(parts)], alpha=0.75)
+    smooth = [_smoothed(*_thinned(x, values)) for values in parts.values()]
+    axes.stackplot(
+        smooth[0][0],
+        [100 * values for _, values in smooth],
+        labels=list(parts),
+        colors=_SERIES[: len(parts)],
+        alpha=0.75,
+    )
     axes.set_ylim(0, 100)
     axes.margins(x=0)
     figure.legend(loc="outside upper center", ncols=len(parts), frameon=False, labelcolor=_FOREGROUND, handlelength=1)
@@ -107,6 +110,12 @@ def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.nda
     starts = np.arange(0, len(x), -(-len(x) // _MOST) or 1)
     counts = np.diff([*starts, len(x)])
     return tuple(np.add.reduceat(values, starts) / counts if len(x) else values for values in (x, y))
+
+
+def _smoothed(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The running mean over a part of the line, from where there are enough values on."""
+    window = max(len(x) // _SMOOTH, 1)
+    return x[window - 1 :], np.convolve(y, np.ones(window) / window, mode="valid")
 
 
 def _style(line: Line) -> dict:

@@ -173,6 +173,18 @@ def dump_config(config: TrainConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by dotted keys, as overrides name them.
+
+    >>> flatten({"optimizer": {"lr": 0.1}, "seed": 0})
+    {'optimizer.lr': 0.1, 'seed': 0}
+    """
+    flat = {}
+    for key, value in data.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _expanded(data: dict[str, Any]) -> dict[str, Any]:
     """``dataset.augment.preset`` replaced by that preset's values, under those that are given beside it."""
     dataset = data.get("dataset")

@@ -20,6 +20,7 @@ from vifast.train import checkpoint
 from vifast.train.build import build_system
 from vifast.train.config import DatasetConfig, TrainConfig, load_config
 from vifast.train.datasets import eval_loader, open_dataset
+from vifast.train.record import require_run
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,7 @@ def extract_run(run: Path, data: Path, *, which: str = "last") -> Extraction:
         FileNotFoundError: ``run`` is not a run, or has no such checkpoint.
         ConfigError, ValueError: its configuration, its weights or the dataset cannot be used.
     """
-    for name in ("config.yaml", "run.json"):
-        if not (run / name).is_file():
-            raise FileNotFoundError(f"{run}: not a run's folder, it has no {name}")
+    require_run(run)
     weights = checkpoint.find_weights(run, which)
     config = load_config(run / "config.yaml", [f"data={json.dumps(str(data))}"])
     num_classes = json.loads((run / "run.json").read_text())["num_classes"]

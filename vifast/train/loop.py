@@ -22,7 +22,7 @@ from vifast.data import Dataset
 from vifast.systems import System
 from vifast.train import checkpoint
 from vifast.train.build import build_system
-from vifast.train.config import TrainConfig, dump_config, load_config
+from vifast.train.config import TrainConfig, dump_config, flatten, load_config
 from vifast.train.datasets import open_dataset, train_loader
 from vifast.train.evaluate import Evaluation, TrainedImages, evaluate_system
 from vifast.train.interrupt import StopAsked, stop_asked
@@ -242,7 +242,7 @@ class Trainer:
             return
         if not resume:
             raise RunError(f"{self.out}: already holds a run; add --resume or choose another folder")
-        before, now = (_flatten(json.loads(c.model_dump_json())) for c in (load_config(path), self.config))
+        before, now = (flatten(json.loads(c.model_dump_json())) for c in (load_config(path), self.config))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             raise RunError(f"{path}: the run to resume has another {', '.join(changed)}")
@@ -295,10 +295,3 @@ def _checkpoint_bytes(system: System, config: TrainConfig) -> int:
     weights = sum(value.nbytes for value in system.state_dict().values())
     trained = sum(p.nbytes for p in system.parameters() if p.requires_grad)
     return (3 + _finishes(system)) * weights + 2 * trained * STATE_SIZE[config.optimizer.name]
-
-
-def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in data.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
