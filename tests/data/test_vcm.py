@@ -47,6 +47,31 @@ def test_splits_and_tracklets(vcm_tree):
     assert vcm.load(vcm_tree, direction="v2i").query.paths == dataset.gallery.paths
 
 
+def test_by_image_the_first_frames_of_long_tracklets_are_compared(vcm_tree):
+    whole, images = vcm.load(vcm_tree), vcm.load(vcm_tree, min_frames=4, level="image")
+    for side, chosen in ((whole.query, images.query), (whole.gallery, images.gallery)):
+        numbers, first, frames = np.unique(side.tracklets, return_index=True, return_counts=True)
+        assert 0 < len(chosen) < len(numbers)
+        assert chosen.paths == tuple(side.paths[row] for row in sorted(first[frames >= 4]))
+    assert images.trials[0].tolist() == list(range(len(images.gallery)))
+    feat = [torch.randn(len(side), 4, generator=torch.manual_seed(0)) for side in (whole.gallery, whole.query)]
+    rows = [
+        [side.paths.index(path) for path in part.paths]
+        for side, part in ((whole.gallery, images.gallery), (whole.query, images.query))
+    ]
+    labels = [side.labels for side in (whole.gallery, whole.query)]
+    tracklets = {"visible_tracklets": whole.gallery.tracklets, "infrared_tracklets": whole.query.tracklets}
+    by_protocol = protocols.vcm(*feat, *labels, **tracklets, level="image", min_frames=4, direction="i2v")
+    given = [side[chosen] for sides in (feat, labels) for side, chosen in zip(sides, rows, strict=True)]
+    as_given = protocols.vcm(*given, level="image", direction="i2v")
+    assert as_given.scalars() == by_protocol.scalars()
+    assert as_given.protocol.startswith("HITSZ-VCM, image level, frames as given")
+    with pytest.raises(ValueError, match="min_frames: no test tracklet has 9 frames"):
+        vcm.load(vcm_tree, min_frames=9, level="image")
+    with pytest.raises(ValueError, match="level: expected one of tracklet, image, got 'video'"):
+        vcm.load(vcm_tree, level="video")
+
+
 def test_frames_are_drawn_as_ckda_draws(vcm_tree):
     """Long tracklets only, Python's generator seeded with 0, infrared tracklets before visible ones."""
     full, drawn = vcm.load(vcm_tree).train, vcm.load(vcm_tree, frames=3, min_frames=4).train

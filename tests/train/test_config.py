@@ -48,6 +48,11 @@ def test_is_frozen():
         ("epochs=0", r"epochs: input should be greater than or equal to 1, got 0"),
         ("optimizer.name=lion", r"optimizer\.name: input should be 'sgd', 'adam' or 'adamw', got 'lion'"),
         ("options.gem_p=wide", r"options\.gem_p: input should be a valid number"),
+        ("dataset.protocol=ckda", r"dataset: .*protocol: expected none for sysu, got 'ckda'"),
+        (
+            "dataset={name: regdb, protocol: ckda}",
+            r"dataset: .*protocol: expected benchmark or idkl for regdb, got 'ckda'",
+        ),
         ("system=agv", r"system: expected one of agw, idkl, got 'agv'"),
         ("epochs.a=2", r"epochs\.a: epochs is a value, not a section"),
         ("options=3", r"options: .*, got 3"),

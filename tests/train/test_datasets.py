@@ -122,3 +122,28 @@ def test_how_images_are_decoded_is_configured(sysu_root, tmp_path):
         assert torch.equal(next(iter(loader))["image"], expected)
     batch = next(iter(train_loader(dataset, config(*options))))
     assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("untrained", ["drop", "prototypes"])
+def test_the_first_labels_alone_are_trained(root, untrained):
+    whole = open_dataset(load_config(f"agw-{root.name}", [f"data={root}"]))
+    config = load_config(
+        f"agw-{root.name}", [f"data={root}", *TINY, "dataset.train_ids=3", f"dataset.untrained={untrained}"]
+    )
+    dataset = open_dataset(config)
+    assert dataset.identities.tolist() == whole.identities[:3].tolist()
+    trained = (whole.train.labels < 3).sum()
+    assert len(dataset.train) == (trained if untrained == "drop" else len(whole.train))
+    assert (dataset.train.labels[:trained] < 3).all()
+    assert (dataset.train.labels[trained:] >= 3).all()
+    assert max(max(rows) for rows in train_loader(dataset, config).batch_sampler) < trained
+    assert len(open_dataset(load_config(f"agw-{root.name}", [f"data={root}", "dataset.train_ids=500"])).train) == len(
+        whole.train
+    )
+
+
+def test_flags_may_be_swapped_in_tests(root):
+    config = load_config(f"agw-{root.name}", [f"data={root}", *TINY, "dataset.swapped_flags=true"])
+    query = open_dataset(config).query
+    batch = next(iter(eval_loader(query, config)))
+    assert batch["modality"].tolist() == (1 - query.modality[: len(batch["modality"])]).tolist()

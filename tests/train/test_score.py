@@ -62,6 +62,16 @@ def test_both_directions(both, name, direction):
     )
 
 
+def test_a_variant_by_its_name(both):
+    options = DatasetConfig(name="llcm", protocol="ckda")
+    found = score(both.i_feat, both.v_feat, dataset("LLCM", both.i, both.v, [np.arange(9)] * 10), options)
+    cams = (both.v.cams, both.i.cams)
+    same(found, protocols.llcm(*both.sides, *cams, direction="i2v", protocol="ckda"))
+    options = DatasetConfig(name="vcm", protocol="vi-lreid", level="image")
+    found = score(both.i_feat, both.v_feat, dataset("HITSZ-VCM", both.i, both.v), options)
+    same(found, protocols.vcm(*both.sides, *cams, level="image", direction="i2v", protocol="vi-lreid"))
+
+
 def test_llcms_ten_trials_are_the_benchmarks(both):
     found = score(both.i_feat, both.v_feat, dataset("LLCM", both.i, both.v, [np.arange(9)] * 10), DatasetConfig())
     same(found, protocols.llcm(*both.sides, both.v.cams, both.i.cams, direction="i2v"))

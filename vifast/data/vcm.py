@@ -30,6 +30,7 @@ def load(
     direction: str = "i2v",
     frames: int | None = None,
     min_frames: int = 1,
+    level: str = "tracklet",
     on_damage: str = "error",
     decode: bool = False,
 ) -> Dataset:
@@ -40,7 +41,9 @@ def load(
         direction: `"i2v"` searches visible tracklets with infrared queries, `"v2i"` the other way round.
         frames: images of a training tracklet, drawn once without replacement by Python's generator seeded with 0,
             infrared tracklets first (CKDA takes 3); None takes all frames.
-        min_frames: shorter training tracklets are left out (CKDA: 12). Tests leave that to their protocol.
+        min_frames: shorter training tracklets are left out (CKDA: 12). Tests by tracklet leave that to their protocol.
+        level: what tests compare, `"tracklet"`s by all their frames, or one `"image"` of each of at least `min_frames`
+            frames, its first (CKDA).
         on_damage: `"error"` raises at the first thing that is wrong; `"skip"` logs it and leaves it out.
         decode: decode every image, which finds truncated files (about a millisecond an image).
 
@@ -57,6 +60,7 @@ def load(
     """
     _checks.one_of("direction", direction, ("v2i", "i2v"))
     _checks.count("min_frames", min_frames)
+    _checks.one_of("level", level, ("tracklet", "image"))
     if frames is not None:
         _checks.count("frames", frames)
         if frames > min_frames:
@@ -77,6 +81,9 @@ def load(
     query, gallery = (visible, infrared) if direction == "v2i" else (infrared, visible)
     dataset = Dataset("HITSZ-VCM", root, samples, query, gallery, identities, (np.arange(len(gallery)),))
     dataset = counts.checked(dataset, damage.notes)
+    if level == "image":
+        query, gallery = (_first_frames(side, min_frames) for side in (query, gallery))
+        dataset = replace(dataset, query=query, gallery=gallery, trials=(np.arange(len(gallery)),))
     return replace(dataset, train=_draw(samples, frames, min_frames))
 
 
@@ -141,11 +148,22 @@ def _read_queries(path: Path, tracklets: dict[int, tuple[int, str]], damage: Dam
     return queries
 
 
+def _first_frames(samples: Samples, min_frames: int) -> Samples:
+    groups = _tracklets(samples, min_frames)
+    if not groups:
+        raise ValueError(f"min_frames: no test tracklet has {min_frames} frames")
+    return samples.select(np.array([group[0] for group in groups]))
+
+
+def _tracklets(samples: Samples, min_frames: int) -> list[np.ndarray]:
+    """The rows of every tracklet of at least `min_frames`."""
+    starts = np.flatnonzero(np.diff(samples.tracklets, prepend=-1))
+    return [group for group in np.split(np.arange(len(samples)), starts[1:]) if len(group) >= min_frames]
+
+
 def _draw(samples: Samples, frames: int | None, min_frames: int) -> Samples:
     """Tracklets of at least `min_frames`, with `frames` of their frames where given; the order stays."""
-    starts = np.flatnonzero(np.diff(samples.tracklets, prepend=-1))
-    groups = np.split(np.arange(len(samples)), starts[1:])
-    groups = [group for group in groups if len(group) >= min_frames]
+    groups = _tracklets(samples, min_frames)
     if frames is not None:
         generator = random.Random(0)
         groups.sort(key=lambda group: samples.modality[group[0]] == VISIBLE)  # infrared first, else in order

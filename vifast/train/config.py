@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from vifast import systems
 from vifast.data import Augment
+from vifast.retrieval.protocols import VARIANTS
 
 
 class ConfigError(ValueError):
@@ -36,10 +37,14 @@ class DatasetConfig(Section):
     """Which dataset and protocol, and how images become batches.
 
     ``mode`` and ``shots`` are SYSU-MM01's, ``draw`` its and LLCM's, ``split`` RegDB's, ``direction`` all others',
-    ``frames`` and ``min_frames`` HITSZ-VCM's; None takes the reader's own default: see the readers. A batch has
-    ``num_ids`` identities with ``num_instances`` images in each modality, over all processes of the run. ``sampler``
-    chooses them, see `vifast.data.samplers`, also for ``short``, which is ``idkl``'s. ``loader`` decodes with
-    ``workers`` threads and resizes by ``resample``, see `vifast.data.make_loader`. ``cache`` keeps decoded images:
+    ``frames``, ``min_frames`` and ``level`` HITSZ-VCM's; None takes the reader's own default: see the readers.
+    ``protocol`` is a variant to score by, see `vifast.retrieval.protocols`; ``swapped_flags`` shows test images as of
+    the other modality (CKDA's release on LLCM). Of the training labels those below ``train_ids`` take part; the
+    ``untrained`` others are left out, or shown to systems that make ``prototypes``.
+
+    A batch has ``num_ids`` identities with ``num_instances`` images in each modality, over all processes of the run.
+    ``sampler`` chooses them, see `vifast.data.samplers`, also for ``short``, which is ``idkl``'s. ``loader`` decodes
+    with ``workers`` threads and resizes by ``resample``, see `vifast.data.make_loader`. ``cache`` keeps decoded images:
     those of training in ``memory``, or all on ``disk`` for this run and others, in ``cache_folder``, by default
     ``.vifast-cache`` in the dataset's folder. ``on_damage`` stops at what is wrong on disk, or logs it and leaves it
     out; with ``decode`` that includes images that do not decode to their end (about a millisecond an image, before
@@ -54,6 +59,11 @@ class DatasetConfig(Section):
     direction: Literal["v2i", "i2v"] | None = None
     frames: int | None = Field(None, ge=1)
     min_frames: int = Field(1, ge=1)
+    level: Literal["tracklet", "image"] = "tracklet"
+    protocol: str | None = None
+    swapped_flags: bool = False
+    train_ids: int | None = Field(None, ge=2)
+    untrained: Literal["drop", "prototypes"] = "drop"
     on_damage: Literal["error", "skip"] = "error"
     decode: bool = False
     height: int = Field(288, ge=16)
@@ -68,6 +78,15 @@ class DatasetConfig(Section):
     workers: int | None = Field(None, ge=0)
     cache: Annotated[Literal["none", "memory", "disk"], BeforeValidator(_named_cache)] = "none"
     cache_folder: Path | None = None
+
+    @model_validator(mode="after")
+    def _has_protocol(self) -> DatasetConfig:
+        known = VARIANTS.get(self.name, ())
+        if self.protocol is not None and self.protocol not in known:
+            raise ValueError(
+                f"protocol: expected {' or '.join(known) or 'none'} for {self.name}, got {self.protocol!r}"
+            )
+        return self
 
 
 class OptimizerConfig(Section):

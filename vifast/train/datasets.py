@@ -1,5 +1,8 @@
 """From a configuration to its dataset and loaders."""
 
+from dataclasses import replace
+from functools import reduce
+
 import torch
 
 from vifast.data import (
@@ -14,13 +17,14 @@ from vifast.data import (
     open_cache,
 )
 from vifast.data.layouts import READERS
+from vifast.data.records import joined
 from vifast.train.config import ConfigError, DatasetConfig, TrainConfig
 
 _OPTIONS = {  # of DatasetConfig, by reader
     "sysu": ("mode", "shots", "draw"),
     "regdb": ("split", "direction"),
     "llcm": ("direction", "draw"),
-    "vcm": ("direction", "frames", "min_frames"),
+    "vcm": ("direction", "frames", "min_frames", "level"),
 }
 _SAMPLERS = {"pk": CrossModalSampler, "idkl": IdklSampler, "with_replacement": ReplacementSampler}
 _CHECKS = ("on_damage", "decode")  # of every reader
@@ -37,7 +41,16 @@ def open_dataset(config: TrainConfig) -> Dataset:
         raise ConfigError("data: expected the dataset's root folder, for example data=/path/to/SYSU-MM01")
     given = {name: getattr(config.dataset, name) for name in (*_OPTIONS[config.dataset.name], *_CHECKS)}
     options = {name: value for name, value in given.items() if value is not None}
-    return READERS[config.dataset.name](config.data, **options)
+    return _limited(READERS[config.dataset.name](config.data, **options), config.dataset)
+
+
+def _limited(dataset: Dataset, options: DatasetConfig) -> Dataset:
+    """Labels below ``train_ids`` alone; images of others come last, where they are kept at all."""
+    if options.train_ids is None or options.train_ids >= dataset.num_labels:
+        return dataset
+    trained = dataset.train.labels < options.train_ids
+    parts = [dataset.train.select(trained)] + [dataset.train.select(~trained)] * (options.untrained == "prototypes")
+    return replace(dataset, train=reduce(joined, parts), identities=dataset.identities[: options.train_ids])
 
 
 def train_loader(
@@ -45,9 +58,10 @@ def train_loader(
 ) -> Loader:
     """Augmented cross-modal PxK batches of the training split on `device`, or the share of one process in them."""
     options = config.dataset
+    trained = dataset.train.labels < dataset.num_labels  # the first rows, see `_limited`
     sampler = _SAMPLERS[options.sampler](
-        dataset.train.labels,
-        dataset.train.modality,
+        dataset.train.labels[trained],
+        dataset.train.modality[trained],
         num_ids=options.num_ids,
         num_instances=options.num_instances,
         num_batches=config.steps_per_epoch,
@@ -71,8 +85,11 @@ def train_loader(
 
 
 def eval_loader(samples: Samples, config: TrainConfig, *, device: torch.device | str = "cpu") -> Loader:
-    """All samples in order, resized and normalised only; a file that cannot be decoded is always an error."""
+    """All samples of a test set in order, resized and normalised only; a file that cannot be decoded is always an
+    error."""
     options = config.dataset
+    if options.swapped_flags:
+        samples = replace(samples, modality=1 - samples.modality)
     return make_loader(
         samples,
         size=(options.height, options.width),

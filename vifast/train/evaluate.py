@@ -118,10 +118,10 @@ def score(
 ) -> ProtocolResult:
     """Scores of given features under the dataset's protocol; ``rerank`` as the protocols take it.
 
-    LLCM is scored by the benchmark's protocol, or by IDKL's where its dataset has one trial, the whole gallery;
-    HITSZ-VCM by tracklets.
+    Without a ``protocol`` in the options LLCM is scored by the benchmark's, or by IDKL's where its dataset has one
+    trial, the whole gallery; HITSZ-VCM by tracklets or by their first frames, as its ``level`` says.
     """
-    how: dict = {"rerank": rerank}
+    how: dict = {"rerank": rerank} | ({"protocol": options.protocol} if options.protocol else {})
     if dataset.name == "SYSU-MM01":
         parts = (dataset.query, dataset.gallery)
         labels = [part.labels for part in parts] + [part.cams for part in parts]
@@ -134,7 +134,9 @@ def score(
     if dataset.name == "RegDB":
         return protocols.regdb(*labels, **how)
     if dataset.name == "LLCM":
-        how["protocol"] = "benchmark" if len(dataset.trials) > 1 else "idkl"
+        how.setdefault("protocol", "benchmark" if len(dataset.trials) > 1 else "idkl")
         return protocols.llcm(*labels, v.cams, i.cams, **how)
+    if options.level == "image":
+        return protocols.vcm(*labels, v.cams, i.cams, level="image", **how)
     tracklets = {"visible_tracklets": v.tracklets, "infrared_tracklets": i.tracklets}
     return protocols.vcm(*labels, v.cams, i.cams, **tracklets, **how)

@@ -14,7 +14,10 @@ Example:
     split 1  100.00  ...
 """
 
-from vifast.retrieval.protocols.published import llcm, regdb, sysu, vcm
+from vifast.retrieval.protocols.published import LLCM, REGDB, VCM, llcm, regdb, sysu, vcm
 from vifast.retrieval.protocols.result import ProtocolResult
 
-__all__ = ["ProtocolResult", "llcm", "regdb", "sysu", "vcm"]
+#: Names of the protocols of a dataset that has several.
+VARIANTS = {"regdb": tuple(REGDB), "llcm": tuple(LLCM), "vcm": tuple(VCM)}
+
+__all__ = ["VARIANTS", "ProtocolResult", "llcm", "regdb", "sysu", "vcm"]

@@ -267,8 +267,8 @@ def vcm(
     visible_cams=None,
     infrared_cams=None,
     *,
-    visible_tracklets,
-    infrared_tracklets,
+    visible_tracklets=None,
+    infrared_tracklets=None,
     level: str = "tracklet",
     direction: str = "v2i",
     protocol: str = "ckda",
@@ -285,7 +285,8 @@ def vcm(
         infrared_ids: [M] likewise.
         visible_cams: [N] cameras, one for all frames of a tracklet; needed by ``"vi-lreid"``.
         infrared_cams: [M] likewise.
-        visible_tracklets: [N] any integers, equal for the frames of a tracklet.
+        visible_tracklets: [N] any integers, equal for the frames of a tracklet. With both None and ``"image"`` the
+            frames are compared as they are given: somebody else has chosen them.
         infrared_tracklets: [M] likewise.
         level: ``"tracklet"`` (mean of frame features) or ``"image"`` (the first frame alone).
         direction: ``"v2i"`` searches infrared tracklets with visible queries, ``"i2v"`` (CKDA) the other way round.
@@ -328,10 +329,14 @@ def vcm(
         for side in sides:
             side.need_cams(f"protocol={protocol!r}")
     labels = (visible_tracklets, infrared_tracklets)
-    sides = [side.tracklets(of, level=level, min_frames=frames) for side, of in zip(sides, labels, strict=True)]
+    chosen = all(of is None for of in labels) and level == "image"
+    words_of_frames = "frames as given" if chosen else f"tracklets of at least {frames} frames"
+    if not chosen:
+        sides = [side.tracklets(of, level=level, min_frames=frames) for side, of in zip(sides, labels, strict=True)]
     query, gallery, way = directed(direction, *sides)
-    name = f"HITSZ-VCM, {level} level, tracklets of at least {frames} frames, {way}, {words}"
-    return result_of(name, settings, query, gallery, None, topk, rerank, {"level": level, "min_frames": frames})
+    name = f"HITSZ-VCM, {level} level, {words_of_frames}, {way}, {words}"
+    options = {"level": level} if chosen else {"level": level, "min_frames": frames}
+    return result_of(name, settings, query, gallery, None, topk, rerank, options)
 
 
 def _image_numbers(numbers, pool: Side) -> np.ndarray:
