@@ -46,11 +46,11 @@ def demo(
     out: Out = Path("vifast-demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of the dataset and of the training.")] = 0,
 ) -> None:
-    """Write a synthetic dataset, train a small IDKL on it, and show the result as one HTML page."""
+    """Write a synthetic dataset, train a small IDKL and AGW on it, and show the result as one HTML page."""
     from vifast.demo import run_demo
 
     result = run_demo(out, seed=seed)
-    _print_scores({"before training": result["before"], "after training": result["after"]})
+    _print_scores({"untrained": result["before"], "AGW": result["agw"], "IDKL": result["after"]})
     _console.print(f"{result['seconds']:.0f} s; open [bold]{out / 'report.html'}[/bold]", highlight=False)
 
 
