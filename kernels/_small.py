@@ -43,3 +43,11 @@ def last_program(counter_ptr, programs):
     if last:
         tl.store(counter_ptr, 0)
     return last
+
+
+@triton.jit
+def reduce_rows(rows_ptr, out_ptr, counter_ptr, share, n, programs, ROWS: tl.constexpr):
+    """Called by ``programs`` that have written the losses of rows: the last one stores share * their sum, in order."""
+    if last_program(counter_ptr, programs):
+        row = tl.arange(0, ROWS)
+        tl.store(out_ptr, tl.sum(tl.load(rows_ptr + row, mask=row < n, other=0.0)) * tl.cast(share, tl.float32))

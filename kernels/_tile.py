@@ -10,6 +10,12 @@ CLOSE_PAIR = 1 / 64  # as kClosePair in csrc/distance.h
 
 
 @triton.jit
+def finite(x):
+    """x, and 0 where it is not finite."""
+    return tl.where(tl.abs(x) <= 3.4028234e38, x, 0.0)
+
+
+@triton.jit
 def _mean_kernel(
     x_ptr, y_ptr, mean_ptr, n, m, n_cols, SAME: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
 ):
@@ -21,17 +27,15 @@ def _mean_kernel(
         row = start + tl.arange(0, BLOCK_R).to(tl.int64)
         mask = (row[:, None] < n) & (col[None, :] < n_cols)
         x = tl.load(x_ptr + row[:, None] * n_cols + col[None, :], mask=mask, other=0.0).to(tl.float32)
-        finite = mask & (tl.abs(x) <= 3.4028234e38)
-        total += tl.sum(tl.where(finite, x, 0.0), 0)
-        count += tl.sum(finite.to(tl.float32), 0)
+        total += tl.sum(finite(x), 0)
+        count += tl.sum((mask & (finite(x) == x)).to(tl.float32), 0)
     if not SAME:
         for start in range(0, m, BLOCK_R):
             row = start + tl.arange(0, BLOCK_R).to(tl.int64)
             mask = (row[:, None] < m) & (col[None, :] < n_cols)
             y = tl.load(y_ptr + row[:, None] * n_cols + col[None, :], mask=mask, other=0.0).to(tl.float32)
-            finite = mask & (tl.abs(y) <= 3.4028234e38)
-            total += tl.sum(tl.where(finite, y, 0.0), 0)
-            count += tl.sum(finite.to(tl.float32), 0)
+            total += tl.sum(finite(y), 0)
+            count += tl.sum((mask & (finite(y) == y)).to(tl.float32), 0)
     tl.store(mean_ptr + col, total / tl.maximum(count, 1.0), mask=col < n_cols)
 
 
@@ -52,8 +56,7 @@ def mean_row(x: Tensor, y: Tensor, *, first: bool = True) -> Tensor:
 @triton.jit
 def load_origin(mean_ptr, k, n_cols):
     """Columns k of what ``mean_row`` returned; 0 where the row that it took is not finite."""
-    mean = tl.load(mean_ptr + k, mask=k < n_cols, other=0.0).to(tl.float32)
-    return tl.where(tl.abs(mean) <= 3.4028234e38, mean, 0.0)
+    return finite(tl.load(mean_ptr + k, mask=k < n_cols, other=0.0).to(tl.float32))
 
 
 @triton.jit
@@ -81,6 +84,14 @@ def sqdist_tile(
         dot = tl.dot(x, tl.trans(y), dot, input_precision=PRECISION)
         sq_x += tl.sum(x * x, 1)
         sq_y += tl.sum(y * y, 1)
+    return sqdist_of_products(dot, sq_x, sq_y, x_ptr, y_ptr, row, col, n, m, n_cols, CLOSE, SAME)
+
+
+@triton.jit
+def sqdist_of_products(
+    dot, sq_x, sq_y, x_ptr, y_ptr, row, col, n, m, n_cols, CLOSE: tl.constexpr, SAME: tl.constexpr
+):  # fmt: skip
+    """``sqdist_tile`` from the products and the squares of mean-free rows."""
     both = sq_x[:, None] + sq_y[None, :]
     sq = both - 2.0 * dot
     valid = (row[:, None] < n) & (col[None, :] < m)

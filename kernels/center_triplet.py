@@ -99,7 +99,7 @@ def _mine(layout: Layout, margin, sample_weight, symmetric, precision, out):
     for k, (a, r, weight) in enumerate(layout.problems(sample_weight, symmetric)):
         x, y = layout.rows[a], layout.rows[r]
         labels, ref_labels = layout.labels[a[0]], layout.labels[r[0]]
-        terms, d_pos, d_neg, i_pos, i_neg = batch_hard(x, labels, y, ref_labels, METRIC, margin, precision)
+        terms, d_pos, d_neg, i_pos, i_neg = batch_hard(x, labels, y, ref_labels, METRIC, margin, precision, "none")
         total += (weight * terms).sum()
         dist[k], index[k] = layout.to_samples(a, r, torch.stack((d_pos, d_neg)), torch.stack((i_pos, i_neg)))
     return loss, dist, index
@@ -113,7 +113,7 @@ def _pull(layout: Layout, grad, dist, index, margin, sample_weight, symmetric):
         (d_pos, d_neg), (i_pos, i_neg) = layout.from_samples(a, r, dist[k], index[k])
         g = (grad * weight).expand(len(x)).contiguous()
         mined = d_pos.contiguous(), d_neg.contiguous(), i_pos.contiguous(), i_neg.contiguous()
-        to_anchors, to_references = batch_hard_backward(g, None, None, x, y, *mined, METRIC, margin)
+        to_anchors, to_references = batch_hard_backward(g, None, None, x, y, *mined, METRIC, margin, "none")
         grads[a] += to_anchors
         grads[r] += to_references
     return grads

@@ -7,10 +7,19 @@ from torch.testing import assert_close
 
 from vifast import functional as F
 from vifast.kernels import _C
+from vifast.kernels._small import SMALL
 from vifast.kernels.batch_hard import batch_hard
 from vifast.testing import assert_close_to_oracle, check_op, check_values, features, near_duplicates
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "idkl_triplet.npz"
+
+
+@pytest.fixture(params=[SMALL, 0], ids=["small", "streamed"])
+def size(request, backend, monkeypatch):
+    """Few rows by the kernels for few and by those for many."""
+    if backend.name == "cpu" and request.param == 0:
+        pytest.skip("the CPU has one path")
+    monkeypatch.setattr("vifast.kernels.batch_hard.SMALL", request.param)
 
 
 def by_difference(feat, labels, reference=None, reference_labels=None):
@@ -117,7 +126,8 @@ def test_op(metric, margin, other):
         feat = torch.nn.functional.normalize(feat) if metric == "cosine" else feat
         reference = feat.flip((0, 1))[: n - 1].clone().requires_grad_() if other else None
         reference_labels = labels.flip(0)[: n - 1].clone() if other else None
-        return feat.requires_grad_(), labels, reference, reference_labels, metric, margin, "exact"
+        reduction = "none" if other else "mean"
+        return feat.requires_grad_(), labels, reference, reference_labels, metric, margin, "exact", reduction
 
     check_op(batch_hard, make_args, length=9, outputs=5)
 
@@ -127,12 +137,20 @@ def test_op(metric, margin, other):
 @pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean"])
 @pytest.mark.parametrize("margin", [0.3, None])
 @pytest.mark.parametrize("other", [False, True], ids=["self", "reference"])
-def test_values_on_every_back_end(backend, outputs, metric, margin, other):
+def test_values_on_every_back_end(backend, size, outputs, metric, margin, other):
     feat, labels = features(35, 18, num_instances=3, device=backend.device)
     reference = feat.flip((0, 1))[:33].clone().requires_grad_() if other else None
     reference_labels = labels.flip(0)[:33].clone() if other else None
-    args = (feat.requires_grad_(), labels, reference, reference_labels, metric, margin, "exact")
+    args = (feat.requires_grad_(), labels, reference, reference_labels, metric, margin, "exact", "none")
     check_values(batch_hard, args, length=35, outputs=outputs)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("n", [3, 16, 65, 128, 129])  # less than a block of anchors, one, several, the first beyond
+def test_reductions_on_every_back_end(backend, reduction, n):
+    feat, labels = features(n, 200, num_instances=3, device=backend.device)  # two blocks of columns
+    args = (feat.requires_grad_(), labels, None, None, "euclidean", 0.3, "exact", reduction)
+    check_values(batch_hard, args, length=n, outputs=2)
 
 
 def test_gradients_of_one_distance_alone(backend):
@@ -149,7 +167,7 @@ def test_gradients_of_one_distance_alone(backend):
 
 def test_more_columns_than_a_block(backend):
     feat, labels = features(5, 2050, num_instances=2, device=backend.device)
-    args = (feat.requires_grad_(), labels, None, None, "euclidean", 0.3, "exact")
+    args = (feat.requires_grad_(), labels, None, None, "euclidean", 0.3, "exact", "none")
     check_values(batch_hard, args, length=2050, outputs=5)
 
 
@@ -168,7 +186,7 @@ def test_gradcheck(margin, metric):
     assert torch.autograd.gradcheck(lambda x: F.hard_pairs(x, labels, metric=metric)[2:], feat)
 
 
-def test_ties_of_equal_rows_go_to_the_lower_index(backend):
+def test_ties_of_equal_rows_go_to_the_lower_index(backend, size):
     labels = torch.arange(70, device=backend.device) // 7
     i_pos, i_neg, d_pos, _ = F.hard_pairs(torch.full((70, 5), 0.3, device=backend.device), labels)
     assert i_pos.tolist() == [7 * (i // 7) for i in range(70)]
@@ -176,7 +194,7 @@ def test_ties_of_equal_rows_go_to_the_lower_index(backend):
     assert_close(d_pos, torch.full_like(d_pos, 1e-6))
 
 
-def test_ties_on_a_grid_go_to_the_lower_index(backend):
+def test_ties_on_a_grid_go_to_the_lower_index(backend, size):
     grid = torch.cartesian_prod(torch.tensor([-2.0, -1, 1, 2]), torch.tensor([-2.0, -1, 1, 2]))
     feat = torch.cat((grid, grid, grid))  # mean zero, so the products of all back ends are exact
     labels = torch.arange(48) % 6
@@ -201,7 +219,7 @@ def test_mining_is_exact_whatever_the_products_lose(isa, offset, gap):
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["self", "reference"])
-def test_a_bad_row_reaches_only_its_anchors(backend, other):
+def test_a_bad_row_reaches_only_its_anchors(backend, size, other):
     feat, labels = features(12, 6, num_instances=3, device=backend.device)
     feat[4] = torch.nan
     feat.requires_grad_()

@@ -13,28 +13,29 @@ from vifast.testing import Launches, features
 
 pytestmark = pytest.mark.triton
 
-ROWS, MORE, WIDTH = 32, 64, 40
+ROWS, WIDTH = 32, 40
 TABLE = torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(2))
 KEEP = torch.ones(ROWS)
 IMAGES = {"augment", "AugmentParams", "blur_jitter", "BlurJitterParams"}
 
-# Of two sets of ROWS features, of MORE where the name says so, their labels, and the modality of the first.
+# Of two sets of ROWS features, or as many as the name says, their labels, and the modality of the first.
 CALLS = {
     "pairwise_distance": (1, 18, lambda a, b, labels, modality: F.pairwise_distance(a)),
-    "hard_pairs": (2, 1, lambda a, b, labels, modality: F.hard_pairs(a, labels)[2]),
-    "triplet_loss": (3, 2, lambda a, b, labels, modality: F.triplet_loss(a, labels)),
+    "hard_pairs": (1, 1, lambda a, b, labels, modality: F.hard_pairs(a, labels)[2]),
+    "triplet_loss": (1, 1, lambda a, b, labels, modality: F.triplet_loss(a, labels)),
+    "triplet_loss, 128": (1, 1, lambda a, b, labels, modality: F.triplet_loss(a, labels)),
     "triplet_loss, reference": (
-        3,
-        3,
+        1,
+        1,
         lambda a, b, labels, modality: F.triplet_loss(a, labels, reference=b, reference_labels=labels),
     ),
-    "triplet_loss, cosine": (4, 3, lambda a, b, labels, modality: F.triplet_loss(a, labels, metric="cosine")),
+    "triplet_loss, cosine": (2, 2, lambda a, b, labels, modality: F.triplet_loss(a, labels, metric="cosine")),
     "weighted_triplet_loss": (4, 4, lambda a, b, labels, modality: F.weighted_triplet_loss(a, labels)),
     "center_triplet_loss": (1, 1, lambda a, b, labels, modality: F.center_triplet_loss(a, b, labels)),
     "graph_alignment": (3, 4, lambda a, b, labels, modality: F.graph_alignment(a, b)),
     "relation_alignment": (6, 4, lambda a, b, labels, modality: F.relation_alignment(a, b)),
     "prototype_alignment": (1, 1, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
-    "prototype_alignment, more": (12, 3, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
+    "prototype_alignment, 64": (12, 3, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
     "symmetric_kl": (2, 2, lambda a, b, labels, modality: F.symmetric_kl(a, b)),
     "symmetric_kl, block": (2, 2, lambda a, b, labels, modality: F.symmetric_kl(a, b, block=16)),
     "standardized_kl": (2, 2, lambda a, b, labels, modality: F.standardized_kl(a, b, (2.0, 3.0), keep=KEEP)),
@@ -54,7 +55,8 @@ CALLS = {
 
 def launches(name):
     *_, call = CALLS[name]
-    rows = MORE if name.endswith("more") else ROWS
+    said = name.split(", ")[-1]
+    rows = int(said) if said.isdigit() else ROWS
     (a, labels), (b, _) = (features(rows, WIDTH, num_instances=8, seed=seed) for seed in (0, 1))
     leaves = a.requires_grad_(), b.requires_grad_()
     modality = torch.arange(rows) % 2

@@ -9,8 +9,8 @@ from vifast.testing import features, to_float64
 FEAT, LABELS = features(9, 5)
 MINED = (torch.rand(9) + 1, torch.rand(9) + 1, torch.arange(9).flip(0), torch.arange(9).roll(1))
 ARGS = {
-    "batch_hard": (FEAT, LABELS, None, None, "euclidean", 0.3, "exact"),
-    "batch_hard_backward": (torch.ones(9), None, None, FEAT, None, *MINED, "euclidean", 0.3),
+    "batch_hard": (FEAT, LABELS, None, None, "euclidean", 0.3, "exact", "mean"),
+    "batch_hard_backward": (torch.ones(()), None, None, FEAT, None, *MINED, "euclidean", 0.3, "mean"),
     "pairwise_distance": (FEAT, None, 1e-12, True, "exact"),
     "pairwise_distance_backward": (torch.ones(9, 9), torch.rand(9, 9) + 1, FEAT, None, 1e-12, True),
     "weighted_triplet": (FEAT, LABELS, False, "exact"),

@@ -7,12 +7,6 @@ REDUCTIONS = ("mean", "sum", "none")
 PRECISIONS = ("exact", "fast")
 
 
-def reduced(loss: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return loss
-    return loss.mean() if reduction == "mean" and loss.size(0) > 0 else loss.sum()
-
-
 def reference_of(feat: Tensor, reference: Tensor | None, reference_labels: Tensor | None) -> Tensor | None:
     """Checks a set to compare ``feat`` with, and its labels, which are returned as int64."""
     if (reference is None) != (reference_labels is None):

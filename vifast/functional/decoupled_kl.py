@@ -2,7 +2,8 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import REDUCTIONS, reduced
+from vifast.functional._common import REDUCTIONS
+from vifast.kernels._reduction import reduced
 
 
 def decoupled_kl(

@@ -1,7 +1,8 @@
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import PRECISIONS, REDUCTIONS, reduced
+from vifast.functional._common import PRECISIONS, REDUCTIONS
+from vifast.kernels._reduction import reduced
 from vifast.kernels.graph_alignment import graph_alignment as _graph_alignment
 
 

@@ -2,8 +2,9 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reduced, reference_of
+from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reference_of
 from vifast.functional.pairwise_distance import pairwise_distance
+from vifast.kernels._reduction import reduced
 
 
 def neighbor_loss(

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import REDUCTIONS, reduced
+from vifast.functional._common import REDUCTIONS
+from vifast.kernels._reduction import reduced
 from vifast.kernels.standardized_kl import standardized_kl as _standardized_kl
 
 STANDARDIZE = ("zscore", "none")

@@ -1,7 +1,7 @@
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import reduced
+from vifast.kernels._reduction import reduced
 from vifast.kernels.symmetric_kl import symmetric_kl as _symmetric_kl
 
 

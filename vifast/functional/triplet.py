@@ -1,7 +1,7 @@
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reduced, reference_of
+from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reference_of
 from vifast.kernels.batch_hard import batch_hard
 from vifast.kernels.unit_rows import unit_rows
 
@@ -44,7 +44,7 @@ def hard_pairs(
         >>> i_pos.tolist(), i_neg.tolist(), d_pos.tolist(), d_neg.tolist()
         ([1, 0, 3, 2], [2, 2, 1, 1], [1.0, 1.0, 2.0, 2.0], [5.0, 4.0, 4.0, 6.0])
     """
-    _, d_pos, d_neg, i_pos, i_neg = _mine(feat, labels, reference, reference_labels, metric, None, precision)
+    _, d_pos, d_neg, i_pos, i_neg = _mine(feat, labels, reference, reference_labels, metric, None, precision, "none")
     return i_pos, i_neg, d_pos, d_neg
 
 
@@ -85,10 +85,10 @@ def triplet_loss(
     _checks.one_of("reduction", reduction, REDUCTIONS)
     if margin is not None:
         _checks.non_negative("margin", margin)
-    return reduced(_mine(feat, labels, reference, reference_labels, metric, margin, precision)[0], reduction)
+    return _mine(feat, labels, reference, reference_labels, metric, margin, precision, reduction)[0]
 
 
-def _mine(feat, labels, reference, reference_labels, metric, margin, precision):
+def _mine(feat, labels, reference, reference_labels, metric, margin, precision, reduction):
     _checks.rows("feat", feat)
     labels = _checks.labels("labels", labels, "feat", feat)
     reference_labels = reference_of(feat, reference, reference_labels)
@@ -97,4 +97,4 @@ def _mine(feat, labels, reference, reference_labels, metric, margin, precision):
     if metric == "cosine":
         feat, reference = unit_rows(feat), None if reference is None else unit_rows(reference)
     margin = None if margin is None else float(margin)
-    return batch_hard(feat, labels, reference, reference_labels, metric, margin, precision)
+    return batch_hard(feat, labels, reference, reference_labels, metric, margin, precision, reduction)

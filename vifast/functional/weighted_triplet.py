@@ -2,7 +2,8 @@ import torch
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import PRECISIONS, REDUCTIONS, reduced
+from vifast.functional._common import PRECISIONS, REDUCTIONS
+from vifast.kernels._reduction import reduced
 from vifast.kernels.weighted_triplet import weighted_triplet
 
 

@@ -1,0 +1,89 @@
+"""Squared distances of few rows in one launch: the columns are split among programs, and the last adds them up.
+
+A program for all columns of its anchors would leave all but a few multiprocessors idle and take D / BLOCK_K steps one
+after the other. Here it takes COLUMNS of them, and leaves the products of its ANCHORS with all partners to the last
+one, which adds up in order. With all partners in the tile their mean costs nothing.
+"""
+
+import torch
+from torch import Tensor
+
+from vifast.kernels._lang import tl, triton
+from vifast.kernels._tile import CLOSE_PAIR, finite, input_precision, sqdist_of_products
+
+ANCHORS, COLUMNS = 16, 128  # of a program: 128 programs for 128 rows of 2048
+
+
+@triton.jit
+def mean_free_rows(x_ptr, row, k, n, n_cols):
+    """Rows less the mean of their finite entries, 0 beyond n and n_cols; and the mean."""
+    mask = (row[:, None] < n) & (k[None, :] < n_cols)
+    x = tl.load(x_ptr + row[:, None] * n_cols + k[None, :], mask=mask, other=0.0).to(tl.float32)
+    count = tl.sum((mask & (finite(x) == x)).to(tl.float32), 0)
+    mean = finite(tl.sum(finite(x), 0) / tl.maximum(count, 1.0))
+    return tl.where(mask, x - mean[None, :], 0.0), mean
+
+
+@triton.jit
+def _part(parts_ptr, chunk, ANCHORS: tl.constexpr, PARTNERS: tl.constexpr):
+    """What program (block of anchors, chunk of columns) stores: products, squares of anchors, squares of partners."""
+    at = tl.program_id(0) * tl.num_programs(1) + chunk
+    products = parts_ptr + at * (ANCHORS * PARTNERS + ANCHORS + PARTNERS)
+    return products, products + ANCHORS * PARTNERS, products + ANCHORS * PARTNERS + ANCHORS
+
+
+@triton.jit
+def store_products(
+    x_ptr, y_ptr, parts_ptr, anchor, partner, n, m, n_cols,
+    PRECISION: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Products and squares of x[anchor] and y[partner] over this program's columns, all less the partners' mean.
+
+    Partners lie along the rows of the product, where there are warps for all of them.
+    """
+    dot = tl.zeros((partner.shape[0], anchor.shape[0]), tl.float32)
+    sq_x = tl.zeros((anchor.shape[0],), tl.float32)
+    sq_y = tl.zeros((partner.shape[0],), tl.float32)
+    for start in range(0, COLUMNS, BLOCK_K):
+        k = tl.program_id(1) * COLUMNS + start + tl.arange(0, BLOCK_K)
+        y, mean = mean_free_rows(y_ptr, partner, k, m, n_cols)
+        mask = (anchor[:, None] < n) & (k[None, :] < n_cols)
+        x = tl.load(x_ptr + anchor[:, None] * n_cols + k[None, :], mask=mask, other=0.0).to(tl.float32)
+        x = tl.where(mask, x - mean[None, :], 0.0)
+        dot = tl.dot(y, tl.trans(x), dot, input_precision=PRECISION)
+        sq_x += tl.sum(x * x, 1)
+        sq_y += tl.sum(y * y, 1)
+    products, squares_x, squares_y = _part(parts_ptr, tl.program_id(1), anchor.shape[0], partner.shape[0])
+    i = tl.arange(0, anchor.shape[0])
+    tl.store(products + i[None, :] * partner.shape[0] + partner[:, None], dot)
+    tl.store(squares_x + i, sq_x)
+    tl.store(squares_y + partner, sq_y)
+
+
+@triton.jit
+def sum_products(
+    x_ptr, y_ptr, parts_ptr, anchor, partner, n, m, n_cols, CLOSE: tl.constexpr, SAME: tl.constexpr
+):  # fmt: skip
+    """Squared distances [len(anchor), len(partner)] from what the programs of these anchors stored."""
+    dot = tl.zeros((anchor.shape[0], partner.shape[0]), tl.float32)
+    sq_x = tl.zeros((anchor.shape[0],), tl.float32)
+    sq_y = tl.zeros((partner.shape[0],), tl.float32)
+    i = tl.arange(0, anchor.shape[0])
+    for chunk in range(0, tl.num_programs(1)):
+        products, squares_x, squares_y = _part(parts_ptr, chunk, anchor.shape[0], partner.shape[0])
+        dot += tl.load(products + i[:, None] * partner.shape[0] + partner[None, :])
+        sq_x += tl.load(squares_x + i)
+        sq_y += tl.load(squares_y + partner)
+    return sqdist_of_products(dot, sq_x, sq_y, x_ptr, y_ptr, anchor, partner, n, m, n_cols, CLOSE, SAME)
+
+
+def split_launch(x: Tensor, y: Tensor, precision: str) -> tuple[tuple[int, int], Tensor, dict]:
+    """Grid, room for the parts, and constants of a kernel that stores and sums products. 16 partners a warp."""
+    (n, d), partners = x.shape, max(16, triton.next_power_of_2(len(y)))
+    grid = triton.cdiv(n, ANCHORS), max(1, triton.cdiv(d, COLUMNS))
+    parts = x.new_empty(*grid, ANCHORS * partners + ANCHORS + partners, dtype=torch.float32)
+    constants = {
+        "CLOSE": CLOSE_PAIR, "PRECISION": input_precision(precision), "ANCHORS": ANCHORS, "PARTNERS": partners,
+        "COLUMNS": COLUMNS, "BLOCK_K": 32, "num_warps": partners // 16, "num_stages": 2,
+    }  # fmt: skip
+    return grid, parts, constants
