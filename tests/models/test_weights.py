@@ -49,7 +49,7 @@ def test_mismatch_names_every_problem_and_changes_nothing(published, tmp_path):
     published["head.weight"] = torch.zeros(1)
     model = create("resnet_tiny")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="does not fit this backbone") as caught:
+    with pytest.raises(ValueError, match="does not fit this network") as caught:
         load_backbone(model, save(published, tmp_path / "w.pth"))
     message = str(caught.value)
     assert "missing: layer1.0.conv1.weight" in message

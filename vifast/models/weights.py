@@ -1,12 +1,13 @@
-"""Reading weight files: torchvision's ``.pth`` and ``.safetensors``, as tensors only, never as code."""
+"""Reading weight files: ``.pth`` and ``.safetensors``, as tensors only, never as code."""
 
 import os
 import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vifast.models.resnet import ResNet
 
@@ -63,12 +64,37 @@ def load_backbone(model: ResNet, path: str | os.PathLike) -> list[str]:
         ValueError: damaged file; missing, unexpected or wrongly shaped names (all are named). The model is
             unchanged then.
     """
-    tensors, own = read_tensors(path), model.state_dict()
-    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    held = tuple({f"{name.split('.')[0]}." for name in model.state_dict()})
+    parts = tuple(f"{part}." for part in ("fc", "conv1", "bn1", "layer1", "layer2", "layer3", "layer4"))
+    return copy_tensors(
+        model,
+        read_tensors(path),
+        path,
+        optional=lambda name: name.endswith("num_batches_tracked"),
+        ignored=lambda name: name.startswith(parts) and not name.startswith(held),
+    )
+
+
+def copy_tensors(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    path: str | os.PathLike,
+    *,
+    optional: Callable[[str], bool] = lambda name: False,
+    ignored: Callable[[str], bool] = lambda name: False,
+) -> list[str]:
+    """Copies a file's tensors into ``model`` by name; those for which ``optional`` may be missing in it.
+
+    Returns:
+        The other names of the file, for all of which ``ignored`` must hold.
+
+    Raises:
+        ValueError: missing, unexpected or wrongly shaped names (all are named). The model is unchanged then.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors and not optional(name)]
     others = [name for name in tensors if name not in own]
-    absent = tuple(f"{part}." for part in ("fc", "conv1", "bn1", "layer1", "layer2", "layer3", "layer4"))
-    held = tuple({f"{name.split('.')[0]}." for name in own})
-    unexpected = [name for name in others if not name.startswith(absent) or name.startswith(held)]
+    unexpected = [name for name in others if not ignored(name)]
     reshaped = [
         f"{name} {list(tensors[name].shape)} instead of {list(value.shape)}"
         for name, value in own.items()
@@ -80,7 +106,7 @@ def load_backbone(model: ResNet, path: str | os.PathLike) -> list[str]:
         if names
     ]
     if problems:
-        raise ValueError(f"{path}: does not fit this backbone; {'; '.join(problems)}")
+        raise ValueError(f"{path}: does not fit this network; {'; '.join(problems)}")
     model.load_state_dict({name: tensors[name] for name in own if name in tensors}, strict=False)
     return others
 
