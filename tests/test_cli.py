@@ -10,6 +10,7 @@ import pytest
 
 from vifast import cli
 from vifast.data import synthetic, sysu
+from vifast.train.log import read_metrics
 from vifast.train.loop import Trainer
 
 TINY = [
@@ -36,6 +37,12 @@ def test_synth_train_resume_evaluate(vifast, tmp_path):
     assert status == 0
     assert "epoch 2: rank1" in output
     assert vifast("train", "agw-sysu", f"data={data}", *TINY, "--out", out, "--resume")[0] == 0
+    page = tmp_path / "page.html"
+    best = ("--checkpoint", "best", "--json", scores, "--html", page)
+    assert vifast("evaluate", out, "--data", data, *best)[0] == 0
+    evaluated = read_metrics(out)[-1]  # once, after the last epoch
+    assert json.loads(scores.read_text())["rank1"] == evaluated["rank1"]
+    assert "<td>checkpoint</td><td>best</td>" in page.read_text()
     status, output, _ = vifast("evaluate", out, "--data", data, "--json", scores)
     assert status == 0
     found = json.loads(scores.read_text())
@@ -44,7 +51,7 @@ def test_synth_train_resume_evaluate(vifast, tmp_path):
     assert vifast("evaluate", out, "--data", data, "--rerank", "--json", scores)[0] == 0
     reranked = json.loads(scores.read_text())
     assert reranked["settings"]["rerank"] == {"queries_only": True}
-    page, distances = tmp_path / "page.html", tmp_path / "distances.npy"
+    distances = tmp_path / "distances.npy"
     options = ("--json", scores, "--html", page, "--out", distances)
     assert vifast("rerank", out, "--data", data, *options)[0] == 0
     both = json.loads(scores.read_text())

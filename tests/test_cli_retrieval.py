@@ -228,6 +228,7 @@ def bad(tmp_path, monkeypatch):
         (["evaluate", "q.npz"], "q.npz: expected either --data ROOT for a run, or the features of a gallery"),
         (["search", "q.npz", "q.npz", "--data", "x"], "q.npz: expected either --data ROOT for a run"),
         (["rerank", "nowhere", "--data", "x"], "nowhere: not a run's folder"),
+        (["search", "q.npz", "q.npz", "--checkpoint", "best"], "checkpoint: expected none with files of features"),
         (["evaluate", "q.npz", "q.npz", "--rerank"], "rerank: expected another --protocol than plain"),
         (["evaluate", "q.npz", "absent.npz"], "absent.npz: no such file"),
         (["evaluate", "absent.safetensors", "q.npz"], "absent.safetensors: no such file"),

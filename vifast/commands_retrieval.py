@@ -27,6 +27,7 @@ _console = Console()
 Source = Annotated[Path, typer.Argument(metavar="RUN|QUERY", help="Folder of a run, or features of the queries.")]
 Gallery = Annotated[Path | None, typer.Argument(help="Features of the gallery.")]
 Data = Annotated[Path | None, typer.Option(help="Root folder of the dataset, for a run.")]
+Checkpoint = Annotated[str | None, typer.Option(help="Of a run: last or best.", show_default="last")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the result to this file.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a page to this file.")]
 Metric = Annotated[str, typer.Option(help="cosine, euclidean, sqeuclidean or dot.")]
@@ -39,6 +40,7 @@ def evaluate(
     source: Source,
     gallery: Gallery = None,
     data: Data = None,
+    checkpoint: Checkpoint = None,
     protocol: Annotated[str, typer.Option(help=f"Of features: {', '.join(PROTOCOLS)}.")] = "plain",
     variant: Annotated[str | None, typer.Option(help="Of regdb, llcm or vcm, for example idkl or ckda.")] = None,
     direction: Annotated[
@@ -60,7 +62,7 @@ def evaluate(
     json_file: Json = None,
     html: Html = None,
 ) -> None:
-    """Score a run's newest checkpoint on a dataset, or feature files by a published protocol.
+    """Score a run on a dataset, or feature files by a published protocol.
 
     RegDB's ten splits are ten pairs of files: write {split} in both names. --metric is of plain and sysu, --exclude
     and --cmc are of plain.
@@ -69,11 +71,11 @@ def evaluate(
 
     start = time.perf_counter()
     with _progress():
-        if _is_run(source, gallery, data):
+        if _is_run(source, gallery, data, checkpoint):
             from vifast.train.evaluate import extract_run
 
-            results = [extract_run(source, data).score({} if reranked else None)]
-            facts = {"run": str(source), "dataset": str(data)}
+            results = [extract_run(source, data, which=checkpoint or "last").score({} if reranked else None)]
+            facts = {"run": str(source), "checkpoint": checkpoint or "last", "dataset": str(data)}
         else:
             plain = {"metric": metric, "exclude": exclude, "cmc": cmc}
             options = {"topk": topk, "rerank": {} if reranked else None}
@@ -94,6 +96,7 @@ def search(
     source: Source,
     gallery: Gallery = None,
     data: Data = None,
+    checkpoint: Checkpoint = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Neighbours of every query.")] = 10,
     metric: Metric = "cosine",
     exclude: Exclude = "none",
@@ -109,7 +112,7 @@ def search(
 
     output.check_suffix("out", out, ".npz")
     start = time.perf_counter()
-    one, other, _ = _sides(source, gallery, data)
+    one, other, _ = _sides(source, gallery, data, checkpoint)
     left_out = _left_out(one, other, exclude)
     parts = []
     with _bar() as bar:
@@ -141,6 +144,7 @@ def rerank(
     source: Source,
     gallery: Gallery = None,
     data: Data = None,
+    checkpoint: Checkpoint = None,
     out: Annotated[Path | None, typer.Option(help="To write: .npy of all distances, .npz with --topk.")] = None,
     k1: Annotated[int, typer.Option(help="Neighbours that must be mutual.")] = 20,
     k2: Annotated[int, typer.Option(help="Rows whose weights are averaged.")] = 6,
@@ -165,7 +169,7 @@ def rerank(
     from vifast import retrieval_output as output
 
     output.check_suffix("out", out, ".npy" if topk is None else ".npz")
-    one, other, extraction = _sides(source, gallery, data)
+    one, other, extraction = _sides(source, gallery, data, checkpoint)
     labels = None
     if extraction is None and topk is None and "ids" in one.labels and "ids" in other.labels:
         labels = _labels(one, other, exclude, f"--exclude {exclude}")
@@ -202,25 +206,27 @@ def rerank(
         output.write_evaluation(html, results, facts, title="Re-ranking", between=" → ")
 
 
-def _is_run(source: Path, gallery: Path | None, data: Path | None) -> bool:
+def _is_run(source: Path, gallery: Path | None, data: Path | None, checkpoint: str | None) -> bool:
     if (gallery is None) == (data is None):
         wanted = "either --data ROOT for a run, or the features of a gallery as second file"
         raise ValueError(f"{source}: expected {wanted}, got {'neither' if data is None else 'both'}")
+    if checkpoint is not None and data is None:
+        raise ValueError(f"checkpoint: expected none with files of features, got {checkpoint!r}")
     return data is not None
 
 
-def _sides(source: Path, gallery: Path | None, data: Path | None):
+def _sides(source: Path, gallery: Path | None, data: Path | None, checkpoint: str | None):
     """(query, gallery, extraction): of files, without the last, or of a run's test images."""
     from vifast.retrieval.feature_files import FeatureFile, load_pair
 
-    if not _is_run(source, gallery, data):
+    if not _is_run(source, gallery, data, checkpoint):
         return *load_pair(source, gallery), None
     import torch
 
     from vifast.train.evaluate import extract_run
 
     with _progress():
-        found = extract_run(source, data)
+        found = extract_run(source, data, which=checkpoint or "last")
     sides = []
     for name in ("query", "gallery"):
         samples = getattr(found.dataset, name)

@@ -132,6 +132,17 @@ def test_the_plain_images_of_a_loader_that_trains(train, cached):
     assert loader.batch_sampler is sampler
 
 
+@pytest.mark.parametrize(("batch_size", "ranks"), [(5, 2), (5, 3), (64, 2)])
+def test_processes_share_whole_batches_in_turn(train, batch_size, ranks):
+    loader = make_loader(train, size=SIZE, batch_size=batch_size)
+    batches = list(loader)
+    shares = [list(loader.share(rank, ranks)) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    in_turn = [batch for group in zip(*shares, strict=True) for batch in group]
+    assert equal(in_turn[: len(batches)], batches)
+    assert equal(in_turn[len(batches) :], batches[: len(in_turn) - len(batches)])
+
+
 def test_accelerate_leaves_a_loader_as_it_is(train):
     accelerate = pytest.importorskip("accelerate")
     loader = make_loader(train, size=SIZE)

@@ -1,4 +1,4 @@
-"""One of several processes that train together: writes the rows of every batch and the weights it ends with."""
+"""One of several processes that train together: writes the rows of every batch, the weights it ends with, features."""
 
 import os
 import sys
@@ -21,9 +21,19 @@ def main(folder, rank, ranks, *overrides):
         return step(batches)
 
     trainer._train_step = recorded
-    trainer.fit()
+    found = trainer.fit()
     state = {"rows": rows, "step": trainer.step, "weights": trainer.system.state_dict()}
+    state |= {"query": found.query, "gallery": found.gallery, "small": small_batches(trainer.system, trainer.dataset)}
     torch.save(state, Path(folder) / f"{ranks}-{rank}.pt")
+
+
+def small_batches(system, dataset):
+    """Features by batches that two processes cannot share evenly, and by one that they both make."""
+    from vifast.data import make_loader
+    from vifast.train.evaluate import extract
+
+    loaders = [make_loader(dataset.gallery, size=(32, 16), batch_size=size) for size in (3, 5, 500)]
+    return [extract(system, loader) for loader in loaders]
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ def test_the_best_is_one_file_with_its_score(model, tmp_path):
     assert checkpoint.best_score(tmp_path) is None
     with pytest.raises(FileNotFoundError, match="no best checkpoint"):
         checkpoint.find_weights(tmp_path, "best")
+    with pytest.raises(ValueError, match="checkpoint: expected one of last, best, got 'first'"):
+        checkpoint.find_weights(tmp_path, "first")
     checkpoint.save(tmp_path, 1, model, {})
     checkpoint.save_best(tmp_path, model, {"epoch": 1, "rank1": 0.5})
     assert checkpoint.best_score(tmp_path) == {"epoch": 1, "rank1": 0.5}

@@ -1,6 +1,8 @@
 """Two processes train on the batches of one: each on whole identities of its own."""
 
+import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -8,6 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from vifast.train.build import build_system
+from vifast.train.checkpoint import find_weights, load_weights
+from vifast.train.config import load_config
+from vifast.train.datasets import open_dataset
+from vifast.train.evaluate import extract_run
 
 CASES = Path(__file__).with_name("process_cases.py")
 
@@ -43,3 +51,24 @@ def test_two_processes_share_the_batches_of_one(tmp_path, tiny_overrides, sample
     for name, value in both[1]["weights"].items():
         if "running" not in name:  # statistics of a process's own images
             assert torch.equal(value, trained[name]), name
+    features_of_one_process(tmp_path, both)
+
+
+def features_of_one_process(folder, both):
+    """What two processes extracted together are the bits that one of them finds in the run's folder."""
+    config = load_config(folder / "run-2" / "config.yaml")
+    system = build_system(config, 6, trained=True)
+    load_weights(find_weights(folder / "run-2"), system)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = extract_run(folder / "run-2", config.data)
+        small = runpy.run_path(str(CASES))["small_batches"](system, open_dataset(config))
+    finally:
+        torch.set_num_threads(threads)
+    for rank in both:
+        assert torch.equal(rank["query"], found.query)
+        assert torch.equal(rank["gallery"], found.gallery)
+        assert all(map(torch.equal, rank["small"], small))
+    results = json.loads((folder / "run-2" / "results.json").read_text())
+    assert results == found.score().to_dict()

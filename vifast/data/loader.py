@@ -54,6 +54,14 @@ class Loader:
         other.batch_sampler, other._policy = _in_order(self._samples, batch_size), None
         return other
 
+    def share(self, rank: int, world_size: int) -> "Loader":
+        """Every `world_size`-th batch from the one of number `rank` on; where they end the first ones come again, so
+        that every process has as many. Not while this loader is iterated."""
+        other, batches = copy(self), list(self.batch_sampler)
+        rounds = -(-len(batches) // world_size)
+        other.batch_sampler = [batches[(k * world_size + rank) % len(batches)] for k in range(rounds)]
+        return other
+
     def __len__(self) -> int:
         return len(self.batch_sampler)
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vifast import _checks
 from vifast._files import replacing
 from vifast.models import read_saved, read_tensors
 
@@ -83,12 +84,14 @@ def find_weights(out: Path, which: str = "last") -> Path:
     """The file of the ``"last"`` or the ``"best"`` weights of a run.
 
     Raises:
+        ValueError: ``which`` is neither.
         FileNotFoundError: there is none.
     """
+    _checks.one_of("checkpoint", which, ("last", "best"))
     if which == "best":
         path = out / "checkpoints" / BEST
         if not path.is_file():
-            raise FileNotFoundError(f"{out}: no best checkpoint; the run was scored at its end alone")
+            raise FileNotFoundError(f"{out}: no best checkpoint; the run has not been evaluated yet")
         return path
     folder = out / FINAL if (out / FINAL).is_dir() else latest(out)
     if folder is None:

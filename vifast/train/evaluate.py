@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vifast._progress import steps
 from vifast.data import Dataset, Loader
@@ -16,6 +18,7 @@ from vifast.data.records import VISIBLE
 from vifast.retrieval import protocols
 from vifast.retrieval.protocols import ProtocolResult
 from vifast.systems import Batch, System
+from vifast.systems.gather import all_rows
 from vifast.train import checkpoint
 from vifast.train.build import build_system
 from vifast.train.config import DatasetConfig, TrainConfig, load_config
@@ -71,7 +74,7 @@ def extract_run(run: Path, data: Path, *, which: str = "last") -> Extraction:
 
 
 def evaluate_system(system: System, dataset: Dataset, config: TrainConfig) -> Evaluation:
-    """Extracts query and gallery features once, and scores every trial's gallery."""
+    """Extracts query and gallery features once, and scores every trial's gallery; all processes do it together."""
     found = _extract_sides(system, dataset, config)
     return Evaluation(found.score(), found.query, found.gallery)
 
@@ -80,23 +83,43 @@ def _extract_sides(system: System, dataset: Dataset, config: TrainConfig) -> Ext
     parts = {"query": dataset.query, "gallery": dataset.gallery}
     device = next(system.parameters()).device
     loaders = {name: eval_loader(part, config, device=device) for name, part in parts.items()}
-    query, gallery = (extract(system, steps(loader, name)) for name, loader in loaders.items())
+    query, gallery = (extract(system, loader, name=name) for name, loader in loaders.items())
     return Extraction(query, gallery, dataset, config.dataset)
 
 
-def extract(system: System, loader: Iterable[Batch], embed: Callable[[Batch], Tensor] | None = None) -> Tensor:
+def extract(
+    system: System, loader: Loader, embed: Callable[[Batch], Tensor] | None = None, *, name: str = "images"
+) -> Tensor:
     """Features of all images in the loader's order, float32 ``[N, D]`` on the CPU; it loads to the system's device.
 
-    ``embed`` is by default the system's own.
+    Of several processes, which all call this, each takes whole batches in turn and all get the features: the same as
+    of one process with the first one's system.
+
+    Args:
+        system: as it is; evaluation mode while this runs.
+        loader: all its batches but the last have as many images.
+        embed: by default the system's own.
+        name: of this work, for whoever shows progress.
     """
-    training = system.training
+    embed, training = embed or system.embed, system.training
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    sizes = [len(rows) for rows in loader.batch_sampler]
+    if ranks > 1:
+        for buffer in system.buffers():  # statistics of the images that a process trained on, for one
+            dist.broadcast(buffer, 0)
+        loader = loader.share(dist.get_rank(), ranks)
     system.eval()
     try:
         with torch.inference_mode():
-            parts = [(embed or system.embed)(batch).float().cpu() for batch in loader]
+            parts = [embed(batch).float().cpu() for batch in steps(loader, name)]
     finally:
         system.train(training)
-    return torch.cat(parts)  # an ordinary tensor, which may take part in training
+    if ranks == 1:
+        return torch.cat(parts)  # an ordinary tensor, which may take part in training
+    padded = torch.stack([pad(part, (0, 0, 0, sizes[0] - len(part))) for part in parts])
+    (everyone,) = all_rows(padded.to(next(system.parameters()).device))
+    in_turn = everyone.unflatten(0, (ranks, -1)).transpose(0, 1)
+    return in_turn.flatten(0, 2)[: sum(sizes)].cpu()
 
 
 class TrainedImages:

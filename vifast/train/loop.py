@@ -97,7 +97,7 @@ class Trainer:
         return self.accelerator.unwrap_model(self.model)
 
     def evaluate(self) -> Evaluation:
-        """Features and scores of the test identities with the current weights."""
+        """Features and scores of the test identities with the current weights; all processes call it together."""
         return evaluate_system(self.system, self.dataset, self.config)
 
     def fit(self) -> Evaluation:
