@@ -44,3 +44,33 @@ def test_docstring_is_rewritten_where_it_says_measured(monkeypatch):
     before = 'r"""loss\n\nFloor    one.\nMeasured 9 of it, in\n         two lines.\nSource   a paper.\n"""\n'
     after = 'r"""loss\n\nFloor    one.\nMeasured 0.50 of it.\nSource   a paper.\n"""\n'
     assert table.with_measured(before, ("loss", "{8 floor} of it.")) == after
+
+
+def test_parts_of_a_step_are_shares_of_it(monkeypatch):
+    def times(**ms):
+        usual = {"device": "Card", "threads": 2, "torch": "2", "commit": "abc"}
+        return {provider: usual | {"ms_p50": value} for provider, value in ms.items()}
+
+    passes = {
+        "both": times(floor=90.0, vifast=100.0, definition=130.0),
+        "trunk, forward": times(vifast=30.0),
+        "losses, forward": times(vifast=2.0, definition=20.0),
+        "losses, backward": times(vifast=3.0, definition=15.0),
+        "trunk, backward": times(vifast=60.0),
+        "optimizer": times(vifast=4.0),
+    }
+    monkeypatch.setattr(table, "record", lambda device: {("step", (8, 2)): passes})
+    assert table.parts_table("card", "step").splitlines() == [
+        "Card, 2 threads, torch 2, commit abc; medians of interleaved runs. Size 8 x 2.",
+        "",
+        "| part | ms | % of the step | definition / vifast |",
+        "|---|--:|--:|--:|",
+        "| trunk, forward | 30 | 30 |  |",
+        "| losses, forward | 2.0 | 2.0 | 10 |",
+        "| losses, backward | 3.0 | 3.0 | 5.0 |",
+        "| trunk, backward | 60 | 60 |  |",
+        "| optimizer | 4.0 | 4.0 |  |",
+        "| **between trunk and optimizer** | 5.0 | 5.0 | 7.0 |",
+        "| **step** | 100 | 100 | 1.3 |",
+        "| step of the trunk alone | 90 | 90 |  |",
+    ]
