@@ -141,11 +141,10 @@ def table(name):
         gains = [scores[variant, seed][main] - scores[first, seed][main] for seed in study.seeds]
         rows.append([variant, *cells, "" if variant == first else _spread(gains, sign="+")])
     commits = ", ".join(sorted({line["commit"] for line in lines}))
-    seconds = statistics.median(line["seconds"] for line in lines)
     head = f"| | {' | '.join(study.columns.values())} | {shown} − {first} |"
     return (
         f"{len(study.seeds)} seeds each, mean ± standard deviation in %; the difference is of runs of the same seed. "
-        f"{lines[0]['device']}, torch {lines[0]['torch']}, commit {commits}; a run took {seconds:.0f} s.\n\n"
+        f"{lines[0]['device']}, torch {lines[0]['torch']}, commit {commits}.\n\n"
         f"{head}\n|---|{'--:|' * (len(study.columns) + 1)}\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
     )
 
