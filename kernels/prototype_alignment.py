@@ -46,13 +46,13 @@ def _relation(feat: Tensor, prototypes: Tensor, tau: float) -> Tensor:
 
 
 def _graph_options(kappa: float) -> tuple:
-    return -0.5 * kappa, 0.0, True, False, "exact"
+    return -0.5 * kappa, 0.0, True, False, "exact", "mean", 1.0
 
 
 def prototype_alignment_ref(
     student: Tensor, teacher: Tensor, prototypes: Tensor, tau: float, kappa: float, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
-    acc, n = torch.promote_types(student.dtype, torch.float32), len(student)
+    acc = torch.promote_types(student.dtype, torch.float32)
     with torch.no_grad():
         w_teacher = _unit(_relation(teacher.to(acc), prototypes.detach().to(acc), tau))
     w_student = _unit(_relation(student.to(acc), prototypes.detach().to(acc), tau))
@@ -63,13 +63,12 @@ def prototype_alignment_ref(
             dw = _relation_gradient(graph_alignment_backward.definition, w_student, w_teacher, state, kappa)
             lengths = prototypes.to(acc).norm(dim=1).clamp(min=LEAST_NORM)
             slope = w_student * _across(dw, w_student) / (lengths * tau)
-    return loss.sum() / max(n, 1), slope
+    return loss, slope
 
 
 def _relation_gradient(graph_backward, w_student, w_teacher, state, kappa):
     """dW of the mean over rows."""
-    grad = w_student.new_full((len(w_student),), 1 / max(len(w_student), 1))
-    return graph_backward(grad, *state, w_student, w_teacher, *_graph_options(kappa), True, False)[0]
+    return graph_backward(w_student.new_ones(()), *state, w_student, w_teacher, *_graph_options(kappa), True, False)[0]
 
 
 def _across(grad: Tensor, unit: Tensor) -> Tensor:
@@ -174,7 +173,7 @@ def _cpu(student, teacher, prototypes, tau, kappa, with_slope):
     if with_slope:
         slope = _relation_gradient(graph_alignment_backward.run, *relations, state, kappa)
         _C.prototype_backward(slope, relations[0], p, tau, threads)
-    return loss.sum() / len(x), slope
+    return loss, slope
 
 
 @prototype_alignment.register_kernel("cuda")
@@ -202,7 +201,7 @@ def _triton(student, teacher, prototypes, tau, kappa, with_slope):
             _logit_gradient_kernel[(n,)](
                 dw, relations[0], lengths, slope, k, tau, LEAST=LEAST_NORM, **row_launch(k)
             )  # fmt: skip
-    return loss.sum() / n, slope
+    return loss, slope
 
 
 def _backward_ref(grad: Tensor, slope: Tensor, student: Tensor, prototypes: Tensor) -> Tensor:

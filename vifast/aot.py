@@ -53,7 +53,7 @@ _FEATURES = (_floats(SMALL, WIDTH), _floats(SMALL, WIDTH))
 _DAKD = _temperatures(2.0, 3.0, 4.0, 5.0, 6.0)
 _TABLES = [1.0] * 5 + [0.0] * 5, [0.0] * 5 + [1.0] * 5
 _OTHER_WIDTH = _floats(LARGE, 70)
-_GRAPH = (_floats(LARGE), _floats(6, LARGE).double(), _floats(0), _floats(0))
+_GRAPH = (_doubles(6, LARGE), _floats(0), _floats(0))
 _WRT = (_floats(LARGE), _floats(7, LARGE), _floats(0), _floats(0))
 
 _MAP = _floats(8, WIDTH, 24, 9)
@@ -83,26 +83,29 @@ LAUNCHES = {
         for n, s in ((32, False), (32, True), (16, False))
     ],
     "graph_alignment": [
-        (_SELF[0], _OTHER_WIDTH, None, 1e-6, False, True, "exact"),
-        (_HALF[0], _HALF[0], -5.0, 0.0, True, False, "fast"),
+        (_SELF[0], _OTHER_WIDTH, None, 1e-6, False, True, "exact", "mean", 1.0),
+        (_HALF[0], _HALF[0], -5.0, 0.0, True, False, "fast", "none", 1.0),
+    ]
+    + [
+        call
+        for n in (128, 64, 32, 16)
+        for call in (
+            (*2 * (_floats(n, WIDTH),), None, 1e-6, False, True, "exact", "mean", 1.0),
+            (*2 * (_floats(n, 700).bfloat16(),), -5.0, 0.0, True, False, "fast", "none", 1.0),
+        )
     ],
     "graph_alignment_backward": [
-        (*_GRAPH, _SELF[0], _OTHER_WIDTH, None, 1e-6, False, True, "exact", True, True),
-        (*_GRAPH, _HALF[0], _HALF[0], -5.0, 0.0, True, False, "fast", True, False),
-        (*_GRAPH, _SELF[0], _SELF[0], None, 1e-6, False, False, "exact", False, True),
-        (
-            _floats(SMALL),
-            _doubles(6, SMALL),
-            *2 * (_floats(0),),
-            *_FEATURES,
-            None,
-            1e-6,
-            False,
-            True,
-            "exact",
-            True,
-            True,
-        ),
+        (_floats(), *_GRAPH, _SELF[0], _OTHER_WIDTH, None, 1e-6, False, True, "exact", "mean", 1.0, True, True),
+        (_floats(LARGE), *_GRAPH, _HALF[0], _HALF[0], -5.0, 0.0, True, False, "fast", "none", 1.0, True, False),
+        (_floats(), *_GRAPH, _SELF[0], _SELF[0], None, 1e-6, False, False, "exact", "mean", 1.0, False, True),
+    ]
+    + [
+        (grad, _doubles(6, n), *2 * (_floats(n, n),), *2 * (rows,), *options, reduction, 1.0, True, both)
+        for n in (128, 64, 32, 16)
+        for grad, rows, options, reduction, both in (
+            (_floats(), _floats(n, WIDTH), (None, 1e-6, False, True, "exact"), "mean", True),
+            (_floats(n), _floats(n, 700).bfloat16(), (-5.0, 0.0, True, False, "fast"), "none", False),
+        )
     ],
     "prototype_alignment": [
         (_SELF[0], _SELF[0], _floats(100, WIDTH), 0.1, 10.0, True),

@@ -12,10 +12,10 @@ from vifast.kernels.graph_alignment import graph_alignment
 from vifast.testing import assert_close_to_oracle, check_op, check_values, features
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "idkl_graph.npz"
-DISTANCE = (None, 1e-6, False, True, "exact")
-TARGET = (None, 1e-6, False, False, "exact")
-RELATION = (-0.5, 0.0, False, False, "exact")
-AFFINITY = (-0.05, 0.0, True, False, "exact")
+DISTANCE = (None, 1e-6, False, True, "exact", "none", 1.0)
+TARGET = (None, 1e-6, False, False, "exact", "mean", 1.0)
+RELATION = (-0.5, 0.0, False, False, "exact", "none", 0.3)
+AFFINITY = (-0.05, 0.0, True, False, "exact", "sum", 0.7)
 OPTIONS = {"distance": DISTANCE, "target": TARGET, "relation": RELATION, "affinity": AFFINITY}
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -90,9 +90,9 @@ def test_op(options):
 
 
 @every_option
-@pytest.mark.parametrize("n", [2, 33, 129, 300])
+@pytest.mark.parametrize("n", [2, 33, 128, 129, 300])
 def test_values_on_every_back_end(backend, options, n):
-    if backend.name == "triton" and n > 33:
+    if backend.name == "triton" and n > 128:
         pytest.skip("slow in the interpreter")
     a, b = pair(n, 12, device=backend.device)
     check_values(graph_alignment, (a.requires_grad_(), b.requires_grad_(), *options), length=n, outputs=1)

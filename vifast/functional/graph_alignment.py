@@ -2,7 +2,6 @@ from torch import Tensor
 
 from vifast import _checks
 from vifast.functional._common import PRECISIONS, REDUCTIONS
-from vifast.kernels._reduction import reduced
 from vifast.kernels.graph_alignment import graph_alignment as _graph_alignment
 
 
@@ -52,5 +51,4 @@ def graph_alignment(
     _checks.non_negative("floor", floor)
     _checks.one_of("reduction", reduction, REDUCTIONS)
     _checks.one_of("precision", precision, PRECISIONS)
-    loss, *_ = _graph_alignment(a, b, None, float(floor), False, bool(symmetric), precision)
-    return reduced(loss, reduction)
+    return _graph_alignment(a, b, None, float(floor), False, bool(symmetric), precision, reduction, 1.0)[0]

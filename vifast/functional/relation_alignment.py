@@ -50,7 +50,8 @@ def relation_alignment(
         _checks.weights("keep", keep, "student", student)
     # cos = 1 - ||u - v||^2 / 2 between unit rows, and a softmax does not see the 1.
     scale = -0.5 / temperature
-    loss, *_ = graph_alignment(unit_rows(student), unit_rows(teacher.detach()), scale, 0.0, False, False, precision)
-    if keep is not None:
-        loss = loss * keep.to(loss.dtype)
-    return loss.sum() * (temperature**2 / max(len(loss), 1))
+    rows, options = (unit_rows(student), unit_rows(teacher.detach())), (scale, 0.0, False, False, precision)
+    if keep is None:
+        return graph_alignment(*rows, *options, "mean", temperature**2)[0]
+    loss, *_ = graph_alignment(*rows, *options, "none", temperature**2)
+    return (loss * keep.to(loss.dtype)).sum() / max(len(loss), 1)

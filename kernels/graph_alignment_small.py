@@ -1,0 +1,206 @@
+"""Triton kernels of graph_alignment for few rows, one launch forward and one backward; and gradients of a tile.
+
+Forward, the last program of each block of rows takes their softmaxes, see ``_split``, and the last of those adds up the
+losses. Distances are kept, as on the CPU: backward, a program has the weights of its rows against all others from them,
+and waits for nobody.
+"""
+
+from torch import Tensor
+
+from vifast.kernels._lang import tl, triton
+from vifast.kernels._reduction import share_of_row
+from vifast.kernels._small import SMALL, counters, last_program, reduce_rows
+from vifast.kernels._split import ANCHORS, split_launch, store_products, sum_products
+from vifast.kernels._tile import input_precision, load_origin
+
+
+@triton.jit
+def _kept(sq, kept_ptr, at, inside, scale, floor, ROOT: tl.constexpr):
+    """Logits in float64; the distances behind them are stored."""
+    dist = tl.sqrt_rn(tl.where(sq < floor, floor, sq)) if ROOT else tl.where(sq < 0.0, 0.0, sq)
+    tl.store(kept_ptr + at, dist, mask=inside)
+    return _logits(dist, scale, ROOT)
+
+
+@triton.jit
+def _logits(dist, scale, ROOT: tl.constexpr):
+    logits = dist.to(tl.float64)
+    if not ROOT:
+        logits *= tl.cast(scale, tl.float64)
+    return logits
+
+
+@triton.jit
+def _softmax(logits, delta, inside):
+    """(largest logit, 1 / sum, mean difference) of every row; those without columns are finite."""
+    top = tl.max(tl.where(inside, logits, float("-inf")), 1)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    weight = tl.where(inside, tl.exp(tl.where(inside, logits - top[:, None], 0.0)), 0.0)
+    z = tl.sum(weight, 1)
+    inverse = 1.0 / tl.where(z == 0.0, 1.0, z)
+    return top, inverse, tl.sum(weight * delta, 1) * inverse
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr, y_ptr, parts_ptr, counter_ptr, total_ptr, loss_ptr, saved_ptr, kept_x_ptr, kept_y_ptr, scale, floor, share,
+    n, x_cols, y_cols, ROOT: tl.constexpr, DIAGONAL: tl.constexpr, SYMMETRIC: tl.constexpr, ROWS: tl.constexpr,
+    CLOSE: tl.constexpr, PRECISION: tl.constexpr, ANCHORS: tl.constexpr, PARTNERS: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """total_ptr None: nobody asked for the sum, and share goes to every row."""
+    row = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS).to(tl.int64)
+    col = tl.arange(0, PARTNERS).to(tl.int64)
+    blocks = tl.num_programs(0)
+    of_y = parts_ptr + blocks * tl.num_programs(1) * (ANCHORS * PARTNERS + ANCHORS + PARTNERS)
+    if tl.program_id(2) == 0:
+        store_products(x_ptr, x_ptr, parts_ptr, row, col, n, n, x_cols, PRECISION, COLUMNS, BLOCK_K)
+    else:
+        store_products(y_ptr, y_ptr, of_y, row, col, n, n, y_cols, PRECISION, COLUMNS, BLOCK_K)
+    if last_program(counter_ptr + tl.program_id(0), 2 * tl.num_programs(1)):
+        sq_u = sum_products(x_ptr, x_ptr, parts_ptr, row, col, n, n, x_cols, CLOSE, True)
+        sq_v = sum_products(y_ptr, y_ptr, of_y, row, col, n, n, y_cols, CLOSE, True)
+        inside = (row[:, None] < n) & (col[None, :] < n)
+        at = row[:, None] * n + col[None, :]
+        u = _kept(sq_u, kept_x_ptr, at, inside, scale, floor, ROOT)
+        v = _kept(sq_v, kept_y_ptr, at, inside, scale, floor, ROOT)
+        if not DIAGONAL:
+            inside = inside & (row[:, None] != col[None, :])
+        delta = tl.where(inside, v - u, 0.0)
+        top_u, inv_u, mean_u = _softmax(u, delta, inside)
+        top_v, inv_v, mean_v = _softmax(v, delta, inside)
+        saved = (top_u, inv_u, mean_u, top_v, inv_v, mean_v)
+        for k in tl.static_range(6):
+            tl.store(saved_ptr + k * n + row, saved[k], mask=row < n)
+        loss = mean_v - mean_u if SYMMETRIC else mean_v - (top_v - top_u + tl.log(inv_u / inv_v))
+        if total_ptr is None:
+            loss *= tl.cast(share, tl.float64)
+        tl.store(loss_ptr + row, loss.to(tl.float32), mask=row < n)
+        if total_ptr is not None:
+            reduce_rows(loss_ptr, total_ptr, counter_ptr + blocks, share, n, blocks, ROWS)
+
+
+def align(
+    x: Tensor, y: Tensor, scale: float | None, floor: float, diagonal: bool, symmetric: bool, precision: str,
+    reduction: str, factor: float, out: tuple,
+) -> None:  # fmt: skip
+    """What the op allocated, filled for at most SMALL contiguous rows."""
+    loss, *kept = out
+    rows, total = (loss, None) if reduction == "none" else (loss.new_empty(len(x)), loss)
+    wider = x if x.size(1) >= y.size(1) else y
+    grid, parts, blocks = split_launch(wider, wider, precision)
+    _forward_kernel[(*grid, 2)](
+        x, y, parts.new_empty(2, *parts.shape), counters(x), total, rows, *kept, 1.0 if scale is None else scale, floor,
+        factor * share_of_row(len(x), reduction), len(x), x.size(1), y.size(1), ROOT=scale is None, DIAGONAL=diagonal,
+        SYMMETRIC=symmetric, ROWS=SMALL, maxnreg=255, **blocks,
+    )  # fmt: skip
+
+
+@triton.jit
+def _state(ptr, anchor, inside, AXIS: tl.constexpr):
+    return tl.expand_dims(tl.load(ptr + anchor, mask=inside, other=0.0), AXIS).to(tl.float64)
+
+
+@triton.jit
+def _shares(u, v, saved_ptr, anchor, inside, n, AXIS: tl.constexpr):
+    """p and q of a tile whose graph rows lie along its rows (AXIS 1) or along its columns (AXIS 0)."""
+    p = tl.exp(u - _state(saved_ptr, anchor, inside, AXIS)) * _state(saved_ptr + n, anchor, inside, AXIS)
+    q = tl.exp(v - _state(saved_ptr + 3 * n, anchor, inside, AXIS)) * _state(saved_ptr + 4 * n, anchor, inside, AXIS)
+    return p, q
+
+
+@triton.jit
+def u_gradient(
+    u, v, grad_ptr, each, saved_ptr, anchor, inside, n, AXIS: tl.constexpr, SYMMETRIC: tl.constexpr
+):  # fmt: skip
+    """Gradient in u of rows that lie along ``AXIS``; ``each`` is 1 where grad has an entry for each of them, else 0."""
+    p, q = _shares(u, v, saved_ptr, anchor, inside, n, AXIS)
+    c = p - q
+    if SYMMETRIC:
+        c -= p * (v - u - _state(saved_ptr + 2 * n, anchor, inside, AXIS))
+    return c * _state(grad_ptr, anchor * each, inside, AXIS)
+
+
+@triton.jit
+def v_gradient(
+    u, v, grad_ptr, each, saved_ptr, anchor, inside, n, AXIS: tl.constexpr, SYMMETRIC: tl.constexpr
+):  # fmt: skip
+    p, q = _shares(u, v, saved_ptr, anchor, inside, n, AXIS)
+    c = q * (v - u - _state(saved_ptr + 5 * n, anchor, inside, AXIS))
+    if SYMMETRIC:
+        c += q - p
+    return c * _state(grad_ptr, anchor * each, inside, AXIS)
+
+
+@triton.jit
+def weight(c, logit, sq, other, scale, floor, ROOT: tl.constexpr):
+    """s of a tile from the gradients in its logits."""
+    if ROOT:
+        return tl.where(other & (sq > floor), c / logit, 0.0).to(tl.float32)
+    return tl.where(other, 2.0 * scale * c, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _pull(s, x_ptr, out_ptr, row, partner, k, n, n_cols, PRECISION: tl.constexpr):
+    """sum_j s_ij (x_i - x_j); columns lie along the rows of the product, where there are warps for all of them."""
+    origin = load_origin(x_ptr, k, n_cols)[:, None]
+    col_in = k[:, None] < n_cols
+    mask = col_in & (partner[None, :] < n)
+    x = tl.load(x_ptr + partner[None, :] * n_cols + k[:, None], mask=mask, other=0.0).to(tl.float32)
+    sum_sx = tl.dot(tl.where(mask, x - origin, 0.0), tl.trans(s), input_precision=PRECISION)
+    mask = col_in & (row[None, :] < n)
+    at = row[None, :] * n_cols + k[:, None]
+    own = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) - origin
+    tl.store(out_ptr + at, tl.sum(s, 1)[None, :] * own - sum_sx, mask=mask)
+
+
+@triton.jit
+def _backward_kernel(
+    grad_ptr, saved_ptr, kept_x_ptr, kept_y_ptr, x_ptr, y_ptr, to_x_ptr, to_y_ptr, scale, floor, share, each,
+    n, x_cols, y_cols, ROOT: tl.constexpr, SYMMETRIC: tl.constexpr, PRECISION: tl.constexpr, ANCHORS: tl.constexpr,
+    PARTNERS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """ANCHORS rows by BLOCK_D columns of the gradient of one set; a null gradient is not wanted."""
+    row = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS).to(tl.int64)
+    col = tl.arange(0, PARTNERS).to(tl.int64)
+    k = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
+    row_in = row < n
+    col_in = col < n
+    inside = row_in[:, None] & col_in[None, :]
+    other = inside & (row[:, None] != col[None, :])
+    at = row[:, None] * n + col[None, :]
+    du = tl.load(kept_x_ptr + at, mask=inside, other=1.0)
+    dv = tl.load(kept_y_ptr + at, mask=inside, other=1.0)
+    u = _logits(du, scale, ROOT)
+    v = _logits(dv, scale, ROOT)
+    if tl.program_id(2) == 0:
+        if to_x_ptr is not None:
+            c = u_gradient(u, v, grad_ptr, each, saved_ptr, row, row_in, n, 1, SYMMETRIC)
+            c += u_gradient(u, v, grad_ptr, each, saved_ptr, col, col_in, n, 0, SYMMETRIC)
+            s = weight(c * share, u, du, other, scale, floor, ROOT)
+            _pull(s, x_ptr, to_x_ptr, row, col, k, n, x_cols, PRECISION)
+    elif to_y_ptr is not None:
+        c = v_gradient(u, v, grad_ptr, each, saved_ptr, row, row_in, n, 1, SYMMETRIC)
+        c += v_gradient(u, v, grad_ptr, each, saved_ptr, col, col_in, n, 0, SYMMETRIC)
+        s = weight(c * share, v, dv, other, scale, floor, ROOT)
+        _pull(s, y_ptr, to_y_ptr, row, col, k, n, y_cols, PRECISION)
+
+
+def pull_few(
+    grad: Tensor, saved: Tensor, kept_x: Tensor, kept_y: Tensor, x: Tensor, y: Tensor, scale: float | None,
+    floor: float, symmetric: bool, precision: str, reduction: str, factor: float, out: tuple,
+) -> None:  # fmt: skip
+    """Gradients of at most SMALL contiguous rows into ``out``, None where one is not wanted. 16 columns a warp.
+
+    A clamped distance is within a rounding of the root of the floor.
+    """
+    partners = max(16, triton.next_power_of_2(len(x)))
+    warps = max(2, partners // 16)
+    block_d = min(64, 16 * warps)  # 128 take 144 KiB of shared memory, which an sm_86 does not have
+    grid = triton.cdiv(len(x), ANCHORS), triton.cdiv(max(x.size(1), y.size(1)), block_d), 2
+    _backward_kernel[grid](
+        grad, saved, kept_x, kept_y, x, y, *out, 1.0 if scale is None else scale,
+        1.0001 * floor**0.5, factor * share_of_row(len(x), reduction), int(reduction == "none"),
+        len(x), x.size(1), y.size(1), ROOT=scale is None, SYMMETRIC=symmetric, PRECISION=input_precision(precision),
+        ANCHORS=ANCHORS, PARTNERS=partners, BLOCK_D=block_d, num_warps=warps,
+    )  # fmt: skip
