@@ -107,6 +107,16 @@ def test_the_order_of_identities_does_not_matter():
         assert_close(one[name], other[name])
 
 
+@pytest.mark.parametrize("terms", [("ce", "triplet"), ("center", "prompt"), ("ce", "intra"), ("inter",)])
+def test_left_out_terms_are_zero_and_the_rest_is_what_it_was(terms):
+    prompts = {"prompts": torch.randn(4, 3, 8, 4), "teacher_prompts": torch.randn(4, 3, 8, 4)}
+    whole, part = (CKDALoss(**given)(**BATCH, **OLD, **prompts) for given in ({}, {"terms": terms}))
+    for name in PARTS - {"loss", "base"}:
+        assert part[name] == (whole[name] if name in terms else 0)
+    weights = {"ce": 1, "triplet": 1, "center": 1, "prompt": 1, "intra": 0.5, "inter": 0.5}
+    assert_close(part["loss"], sum(weights[name] * whole[name] for name in terms))
+
+
 def test_gradients_reach_the_student_alone():
     given = {name: x.clone().requires_grad_(x.is_floating_point()) for name, x in (BATCH | OLD).items()}
     given |= {name: torch.randn(4, 3, 8, 4, requires_grad=True) for name in ("prompts", "teacher_prompts")}

@@ -120,6 +120,19 @@ def test_dropout_drops_pixels_of_each_part_in_training_only():
     assert 0.1 < share < 0.5  # a quarter, where both parts are dropped
 
 
+def test_either_part_can_be_left_out():
+    whole, (images, modality) = trained().eval(), batch()
+    parts = []
+    for left_out in ("specific", "common"):
+        module = ModalityPrompts(**SMALL | {left_out: 0}, dropout=0.0).double().eval()
+        kept = {name: value for name, value in whole.state_dict().items() if not name.startswith(left_out)}
+        module.load_state_dict(kept)
+        parts.append(module(images, modality)[1])
+    assert_close(sum(parts), whole(images, modality)[1])
+    with pytest.raises(ValueError, match=r"^common: expected an integer >= 1, got 0$"):
+        ModalityPrompts(specific=0, common=0)
+
+
 def test_sizes_dtypes_and_compilation():
     module = ModalityPrompts()
     images, modality = torch.rand(4, 3, 64, 48), torch.tensor([0, 0, 1, 1], dtype=torch.uint8)

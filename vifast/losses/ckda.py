@@ -1,3 +1,5 @@
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -5,6 +7,7 @@ from torch.nn.functional import cross_entropy
 from vifast import _checks, functional
 
 KAPPA = {"release": 0.1, "clean": 10.0}
+TERMS = ("ce", "triplet", "center", "prompt", "intra", "inter")
 
 
 class CKDALoss(nn.Module):
@@ -29,6 +32,7 @@ class CKDALoss(nn.Module):
         omega: weight of the center term, at least 0.
         nu: share of its center-to-sample half, 0 to 1.
         symmetric: anchor both center-to-sample halves on samples (R11).
+        terms: the parts that count, of `TERMS`; the others are 0 and not computed.
 
     Raises:
         TypeError, ValueError: an argument is not as described.
@@ -58,6 +62,7 @@ class CKDALoss(nn.Module):
         omega: float = 1,
         nu: float = 0.5,
         symmetric: bool = False,
+        terms: Sequence[str] = TERMS,
     ):
         super().__init__()
         _checks.one_of("preset", preset, tuple(KAPPA))
@@ -68,7 +73,8 @@ class CKDALoss(nn.Module):
             _checks.within(name, value, 0, 1)
         _checks.positive("tau", tau)
         self.preset, self.alpha, self.beta, self.mu, self.tau, self.kappa = preset, alpha, beta, mu, tau, kappa
-        self.margin, self.omega, self.nu, self.symmetric = margin, omega, nu, symmetric
+        _checks.some_of("terms", terms, TERMS)
+        self.margin, self.omega, self.nu, self.symmetric, self.terms = margin, omega, nu, symmetric, tuple(terms)
 
     def forward(
         self,
@@ -114,26 +120,35 @@ class CKDALoss(nn.Module):
             "prototypes_i": prototypes_i,
         }
         self._check(feat_v, logits_v, logits_i, labels, old, prompts, teacher_prompts, align_v, align_i)
-        center = functional.center_triplet_loss(
-            feat_v, feat_i, labels, margin=self.margin, sample_weight=self.nu, symmetric=self.symmetric
-        )
-        ce = _cross_entropy(logits_v, labels) + _cross_entropy(logits_i, labels)
-        triplet = functional.triplet_loss(torch.cat((feat_v, feat_i)), labels.repeat(2), margin=self.margin)
-        base = ce + triplet + self.omega * center
-        prompt = intra = inter = torch.zeros_like(triplet)
+        wide = torch.promote_types(feat_v.dtype, torch.float32)
+        terms: dict[str, Callable[[], Tensor]] = {
+            "ce": lambda: _cross_entropy(logits_v, labels) + _cross_entropy(logits_i, labels),
+            "triplet": lambda: functional.triplet_loss(
+                torch.cat((feat_v, feat_i)), labels.repeat(2), margin=self.margin
+            ),
+            "center": lambda: functional.center_triplet_loss(
+                feat_v, feat_i, labels, margin=self.margin, sample_weight=self.nu, symmetric=self.symmetric
+            ),
+        }
         if teacher_prompts is not None:
-            prompt = functional.prompt_consistency(prompts, teacher_prompts).to(triplet.dtype)
+            terms["prompt"] = lambda: functional.prompt_consistency(prompts, teacher_prompts).to(wide)
         if teacher_v is not None:
             visible = (feat_v if align_v is None else align_v, teacher_v)
             infrared = (feat_i if align_i is None else align_i, teacher_i)
-            intra = 0.5 * (self._align(*visible, prototypes_v) + self._align(*infrared, prototypes_i))
-            inter = 0.5 * (self._align(*visible, prototypes_i) + self._align(*infrared, prototypes_v))
-        loss = base + self.alpha * prompt + self.beta * (self.mu * inter + (1 - self.mu) * intra)
-        parts = {"ce": ce, "triplet": triplet, "center": center, "prompt": prompt, "intra": intra, "inter": inter}
-        return {"loss": loss, "base": base, **parts}
+            terms["intra"] = lambda: self._aligned(visible, prototypes_v, infrared, prototypes_i)
+            terms["inter"] = lambda: self._aligned(visible, prototypes_i, infrared, prototypes_v)
+        zero = feat_v.new_zeros((), dtype=wide)
+        parts = {name: terms[name]() if name in terms and name in self.terms else zero for name in TERMS}
+        base = parts["ce"] + parts["triplet"] + self.omega * parts["center"]
+        alignment = self.mu * parts["inter"] + (1 - self.mu) * parts["intra"]
+        return {"loss": base + self.alpha * parts["prompt"] + self.beta * alignment, "base": base, **parts}
 
-    def _align(self, student: Tensor, teacher: Tensor, prototypes: Tensor) -> Tensor:
-        return functional.prototype_alignment(student, teacher, prototypes, tau=self.tau, kappa=self.kappa)
+    def _aligned(self, visible, with_visible: Tensor, infrared, with_infrared: Tensor) -> Tensor:
+        """Mean over the modalities of the alignment of (student, teacher) with their prototypes."""
+        problems = ((*visible, with_visible), (*infrared, with_infrared))
+        return 0.5 * sum(
+            functional.prototype_alignment(*problem, tau=self.tau, kappa=self.kappa) for problem in problems
+        )
 
     @staticmethod
     def _check(feat_v, logits_v, logits_i, labels, old, prompts, teacher_prompts, align_v, align_i):

@@ -1,5 +1,6 @@
 """Modules that sit in a re-identification network: pooling, neck, non-local block, purifier, prompts."""
 
+from vifast.nn.frozen import frozen
 from vifast.nn.gem import GeM
 from vifast.nn.neck import BNNeck
 from vifast.nn.non_local import NonLocal
@@ -16,5 +17,6 @@ __all__ = [
     "Purified",
     "SplitBatchNorm1d",
     "SplitBatchNorm2d",
+    "frozen",
     "split_batch_norms",
 ]

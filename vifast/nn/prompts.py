@@ -89,8 +89,8 @@ class ModalityPrompts(nn.Module):
     Args:
         channels: of the image.
         cell: side of a cell.
-        specific: hidden width of the specific part.
-        common: hidden width of the common part.
+        specific: hidden width of the specific part; 0 leaves it out.
+        common: hidden width of the common part; 0 leaves it out, if the other is there.
         gate: hidden width of its gates.
         dropout: probability of either part's pixels, in 0..1.
         running_at_eval: in eval mode normalise instances by running statistics, as the released code does, in place
@@ -121,17 +121,19 @@ class ModalityPrompts(nn.Module):
         dropout: float = 0.1,
         running_at_eval: bool = False,
     ):
-        widths = {"channels": channels, "cell": cell, "specific": specific, "common": common, "gate": gate}
-        for name, value in widths.items():
+        for name, value in {"channels": channels, "cell": cell, "gate": gate}.items():
             _checks.count(name, value)
+        _checks.count("specific", specific, 0)
+        _checks.count("common", common, 0 if specific else 1)
         _checks.non_negative("dropout", dropout)
         if dropout > 1:
             raise ValueError(f"dropout: expected a probability in 0..1, got {dropout}")
         super().__init__()
         width = channels * cell * cell
         self.channels, self.cell, self.dropout = channels, cell, dropout
-        self.specific = nn.ModuleList(_Specific(width, specific) for _ in ("visible", "infrared"))
-        self.common = _Common(width, common, gate, running_at_eval)
+        modalities = ("visible", "infrared") if specific else ()
+        self.specific = nn.ModuleList(_Specific(width, specific) for _ in modalities)
+        self.common = _Common(width, common, gate, running_at_eval) if common else None
 
     def forward(self, images: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
         grid = self._grid(images)
@@ -140,8 +142,10 @@ class ModalityPrompts(nn.Module):
             return images, torch.zeros_like(images)
         side = self.cell
         cells = functional.pixel_unshuffle(images, side).flatten(2).transpose(1, 2)  # [B, cells, channels * side**2]
-        own = sum(part(cells, modality == m) for m, part in enumerate(self.specific))
-        prompt = sum(self._image(part, grid) for part in (own, self.common(cells, grid)))
+        parts = [] if self.common is None else [self.common(cells, grid)]
+        if self.specific:
+            parts.insert(0, sum(part(cells, modality == m) for m, part in enumerate(self.specific)))
+        prompt = sum(self._image(part, grid) for part in parts)
         return images + prompt, prompt
 
     def _image(self, cells: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -4,7 +4,11 @@ from importlib import import_module
 
 from vifast.systems.base import Batch, System, TrainingImages
 
-SYSTEMS = {"agw": "vifast.systems.agw:AGW", "idkl": "vifast.systems.idkl:IDKL"}
+SYSTEMS = {
+    "agw": "vifast.systems.agw:AGW",
+    "ckda": "vifast.systems.ckda:CKDA",
+    "idkl": "vifast.systems.idkl:IDKL",
+}
 
 __all__ = ["SYSTEMS", "Batch", "System", "TrainingImages", "get"]
 

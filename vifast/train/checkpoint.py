@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from vifast import _checks
 from vifast._files import replacing
 from vifast.models import read_saved, read_tensors
+from vifast.systems.stage import FINAL, KNOWLEDGE, WEIGHTS
 
-WEIGHTS, STATE, BEST = "weights.safetensors", "state.pt", "best.safetensors"
-FINAL, KNOWLEDGE = "final", "knowledge.safetensors"
+STATE, BEST = "state.pt", "best.safetensors"
 
 
 def save(out: Path, epoch: int, model: nn.Module, state: dict[str, Any], *, step: int = 0) -> Path:

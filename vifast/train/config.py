@@ -103,12 +103,13 @@ class OptimizerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Learning rate over time: see `vifast.train.schedule`."""
+    """Learning rate over time, see `vifast.train.schedule`; where its factor is 0, ``floor`` is left of every rate."""
 
-    name: Literal["steps", "cosine"] = "steps"
+    name: Literal["steps", "cosine", "epoch_cosine"] = "steps"
     warmup_epochs: float = Field(0, ge=0)
     milestones: tuple[int, ...] = ()
     gamma: float = Field(0.1, gt=0, le=1)
+    floor: float = Field(0, ge=0)
 
 
 class TrainConfig(Section):

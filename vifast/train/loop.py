@@ -30,7 +30,7 @@ from vifast.train.log import RunLog
 from vifast.train.optimizer import STATE_SIZE, build_optimizer
 from vifast.train.provenance import git_commit, versions
 from vifast.train.ranked import rank_queries, save_ranked
-from vifast.train.schedule import lr_factor
+from vifast.train.schedule import learning_rate, lr_factor
 from vifast.train.stopwatch import Stopwatch
 
 
@@ -141,7 +141,7 @@ class Trainer:
             step = epoch * steps + self.done
             factor = lr_factor(config.schedule, step=step, steps_per_epoch=steps, epochs=config.epochs)
             for group in self.optimizer.param_groups:
-                group["lr"] = group["base_lr"] * factor
+                group["lr"] = learning_rate(group["base_lr"], factor, config.schedule.floor)
             torch.manual_seed(self._step_seed(epoch))
             parts = self._train_step(batches)
             self.done, self.step = self.done + 1, self.step + 1
