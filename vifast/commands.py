@@ -94,26 +94,26 @@ def train(
 ) -> None:
     """Train a system; Ctrl-C saves it after the step under way, --resume goes on from there to the same result."""
     from vifast.train.config import dump_config, load_config
-    from vifast.train.loop import Stopped, Trainer
+    from vifast.train.loop import Stopped
+    from vifast.train.stages import stages, train
 
     resolved = load_config(config, overrides or [])
     if dry_run:
         from vifast.train.plan import plan_run
 
-        _console.print(dump_config(resolved), highlight=False)
-        with _console.status("taking one step of a few images"):
-            rows = plan_run(resolved).rows()
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for row in rows:
-            table.add_row(*row)
-        _console.print(table, highlight=False)
+        for name, _, stage in stages(resolved, out or Path()):
+            _console.print(f"# {name}\n{dump_config(stage)}", highlight=False)
+            with _console.status("taking one step of a few images"):
+                rows = plan_run(stage).rows()
+            table = Table(box=None, pad_edge=False, show_header=False)
+            for row in rows:
+                table.add_row(*row)
+            _console.print(table, highlight=False)
         return
     if out is None:
         raise ValueError("out: expected the folder to create, --out DIR")
-    with commands_data.bar():
-        trainer = Trainer(resolved, out, resume=resume)
     try:
-        trainer.fit()
+        train(resolved, out, resume=resume, opening=commands_data.bar)
     except Stopped as stopped:
         _console.print(f"{stopped}; the same command with --resume goes on", highlight=False)
         raise

@@ -8,10 +8,12 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from vifast import systems
+from vifast.nn import SplitBatchNorm1d
 
 TINY = {"backbone": "resnet_tiny", "backbone_width": 4}
 OPTIONS = {
     "agw": {**TINY, "non_local": (0, 0, 0, 0)},
+    "dakd": {**TINY, "non_local": (0, 0, 1, 0)},
     "idkl": {**TINY, "reduction": 4, "dropout": 0.0},
 }
 ROWS, IDENTITIES = 16, 4
@@ -21,8 +23,12 @@ def system(name):
     torch.manual_seed(0)
     kind = systems.get(name)
     result = kind.build(kind.Options(**OPTIONS[name]), num_classes=IDENTITIES).double()
+    if kind.needs_teacher:
+        result.learn_from(kind.build(kind.Options(**OPTIONS[name]), num_classes=IDENTITIES).double())
+        for prototypes in (result.prototypes_v, result.prototypes_i):
+            torch.nn.init.normal_(prototypes)
     for module in result.modules():
-        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.InstanceNorm2d):
+        if isinstance(module, torch.nn.BatchNorm2d | torch.nn.InstanceNorm2d | SplitBatchNorm1d):
             module.eval()  # whose statistics are those of a process, also in published multi-GPU training
     return result
 

@@ -30,7 +30,7 @@ def batch():
 
 def test_registry_gives_systems():
     assert all(issubclass(get(name), System) for name in SYSTEMS)
-    with pytest.raises(ValueError, match="system: expected one of agw, idkl, got 'agv'"):
+    with pytest.raises(ValueError, match=r"system: expected one of agw, .*, got 'agv'"):
         get("agv")
 
 

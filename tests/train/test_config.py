@@ -131,3 +131,35 @@ def test_words_that_older_yaml_takes_for_booleans_are_words():
     config = load_config("idkl-sysu", ["precision=no", "options.graph=off", "channels_last=false"])
     assert (config.precision, config.options.graph, config.channels_last) == ("no", "off", False)
     assert build_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_dakd_presets_are_the_published_recipe():
+    sysu, regdb, llcm = (load_config(f"dakd-{name}") for name in ("sysu", "regdb", "llcm"))
+    sizes = [
+        (c.dataset.height, c.dataset.width, 2 * c.dataset.num_ids * c.dataset.num_instances) for c in (sysu, regdb)
+    ]
+    assert sizes == [(384, 128, 64), (288, 144, 80)]
+    assert (llcm.dataset.name, regdb.dataset.augment.pad_value) == ("llcm", 127)
+    for config in (sysu, regdb, llcm):
+        assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("adam", 3.5e-4, 0)
+        assert {lr_factor(config.schedule, step=s, steps_per_epoch=2, epochs=160) for s in (0, 99, 319)} == {1}
+        assert (config.epochs, config.evaluate_every, config.best_by) == (160, 1, "mean_ap")
+        assert (config.dataset.sampler, config.options.variant) == ("with_replacement", "intended")
+
+
+@pytest.mark.parametrize(
+    ("preset", "intended", "release"),
+    [("dakd-sysu", (0.5, "region"), (0.5, "image")), ("dakd-regdb", (0.5, "region"), (0.0, "image"))],
+)
+def test_one_override_makes_dakd_the_release(preset, intended, release, tmp_path):
+    def swap(config):
+        return config.dataset.augment.cutswap.p, config.dataset.augment.cutswap.scope
+
+    assert swap(load_config(preset)) == intended
+    config = load_config(preset, ["options.variant=release"])
+    assert swap(config) == release
+    assert swap(load_config(preset, ["dataset.augment.cutswap.p=0.2", "options.variant=release"])) == (0.2, "image")
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    (tmp_path / "own.yaml").write_text(f"base: {preset}\noptions: {{variant: release}}\n")
+    assert load_config(tmp_path / "own.yaml") == config

@@ -25,5 +25,5 @@ def fold_norms(model: nn.Module) -> nn.Module:
             for (name, conv), (after, norm) in pairwise(list(module.named_children())):
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     setattr(module, name, fuse_conv_bn_eval(conv, norm))
-                    setattr(module, after, nn.Identity())
+                    setattr(module, after, nn.Identity().eval())
     return model

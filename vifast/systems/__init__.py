@@ -7,6 +7,7 @@ from vifast.systems.base import Batch, System, TrainingImages
 SYSTEMS = {
     "agw": "vifast.systems.agw:AGW",
     "ckda": "vifast.systems.ckda:CKDA",
+    "dakd": "vifast.systems.dakd:DAKD",
     "idkl": "vifast.systems.idkl:IDKL",
 }
 

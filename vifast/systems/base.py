@@ -36,12 +36,16 @@ class System(nn.Module, ABC):
     ``Options`` is a frozen dataclass of the system's own hyper-parameters; the configuration validates it. ``gather``
     says whose rows the objective sees: those of this process (``"rank"``), or of ``"all"``. ``watch`` is entered around
     the parts of a step by their names, ``"forward"`` and ``"losses"``, so that the loop can time them. ``starts`` are
-    the options that name files of which fresh weights are made: a trained system is built without them.
+    the options that name files of which fresh weights are made: a trained system is built without them. A system that
+    ``needs_teacher`` is given one by `learn_from` before its first step. ``observe`` is not None in the steps of which
+    more is to be recorded than their parts: it takes tensors by name, scalars and vectors.
     """
 
     Options: ClassVar[type]
     starts: ClassVar[tuple[str, ...]] = ("weights",)
+    needs_teacher: ClassVar[bool] = False
     gather: str = "rank"
+    observe: Callable[[Mapping[str, Tensor]], None] | None = None
     watch: Callable[[str], AbstractContextManager] = staticmethod(lambda part: nullcontext())
 
     @classmethod
@@ -64,6 +68,14 @@ class System(nn.Module, ABC):
     def backbones(self) -> list[nn.Module]:
         """The modules that ``torch.compile`` is worth for; none by default."""
         return []
+
+    def learn_from(self, teacher: System) -> None:
+        """Takes a trained system as the teacher, which is no part of the state.
+
+        Raises:
+            ValueError: it is not one to learn from; the message begins with ``teacher:``.
+        """
+        raise ValueError(f"teacher: expected none, {type(self).__name__} learns from labels alone")
 
     def start_epoch(self, epoch: int, images: TrainingImages) -> None:
         """Called once before the first step of each epoch (from 0), for memories and prototypes; nothing here.

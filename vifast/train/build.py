@@ -1,14 +1,19 @@
-"""From a configuration to its system."""
+"""From a configuration, or the folder of a run, to its system."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from vifast import systems
 from vifast.systems import System
-from vifast.train.config import TrainConfig
+from vifast.train import checkpoint
+from vifast.train.config import TrainConfig, load_config
+from vifast.train.record import require_run
 
 
 def build_system(config: TrainConfig, num_classes: int, *, trained: bool = False) -> System:
@@ -25,3 +30,23 @@ def build_system(config: TrainConfig, num_classes: int, *, trained: bool = False
     system = kind.build(dataclasses.replace(options, **told, **nothing), num_classes=num_classes)
     system.gather = config.gather
     return system.to(memory_format=torch.channels_last) if config.channels_last else system
+
+
+def load_run(run: Path, which: str = "last", overrides: Sequence[str] = ()) -> tuple[System, TrainConfig]:
+    """The system of a run's folder with its ``"last"`` or ``"best"`` weights, on the CPU, and its configuration.
+
+    Raises:
+        FileNotFoundError: ``run`` is not a run, or has no such checkpoint.
+        ConfigError, ValueError: its configuration or its weights cannot be used.
+    """
+    require_run(run)
+    weights = checkpoint.find_weights(run, which)
+    config = load_config(run / "config.yaml", overrides)
+    system = build_system(config, num_classes(run), trained=True)
+    checkpoint.load_weights(weights, system)
+    return system, config
+
+
+def num_classes(run: Path) -> int:
+    """Identities that a run was trained on."""
+    return json.loads((run / "run.json").read_text())["num_classes"]

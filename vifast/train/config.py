@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import re
@@ -118,11 +119,18 @@ class TrainConfig(Section):
     A step takes ``accumulate`` batches. Of several processes each compares the rows of its own batch, or with
     ``gather: all`` those of everybody. ``compile`` gives the backbone to ``torch.compile``, ``deterministic`` refuses
     operations that are not. Checkpoints are made after every epoch, and every ``checkpoint_every`` steps; the best is
-    the one whose evaluation is highest in ``best_by``.
+    the one whose evaluation is highest in ``best_by``. Every ``detail_every`` steps more is recorded, of systems that
+    have more to tell.
+
+    A system that needs a teacher gets the ``teacher_weights`` of the run in the folder ``teacher``. Without one it is
+    trained first, by ``teacher_config``: a ``base`` and changes of it, see `vifast.train.teacher`.
     """
 
     system: str
     options: Any
+    teacher: Path | None = None
+    teacher_weights: Literal["last", "best"] = "best"
+    teacher_config: dict[str, Any] | None = None
     data: Path | None = None
     dataset: DatasetConfig = DatasetConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -139,6 +147,7 @@ class TrainConfig(Section):
     deterministic: bool = False
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: only after epochs")
     best_by: Literal["rank1", "mean_ap", "mean_inp"] = "mean_ap"
+    detail_every: int = Field(50, ge=0, description="steps; 0: never")
     evaluate_every: int = Field(10, ge=0, description="epochs between evaluations; 0: only after the last")
 
 
@@ -152,6 +161,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     """A configuration from a preset's name or a YAML file, with ``key=value`` overrides.
 
     ``base: NAME`` in a file starts from that preset, ``preset: NAME`` in ``dataset.augment`` from that augmentation.
+    ``variants`` are changes of the file that take effect where ``options.variant`` has their name.
     Override keys are dotted paths (``optimizer.lr=0.05``), values are YAML.
 
     Raises:
@@ -162,12 +172,19 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     0.05
     """
     data = _read(source)
+    variants = data.pop("variants", {})
+    options = _overridden(copy.deepcopy(data), overrides).get("options")
+    variant = options.get("variant") if isinstance(options, dict) else None
+    return build_config(_overridden(_merge(data, variants.get(str(variant), {})), overrides))
+
+
+def _overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"{override!r}: expected KEY=VALUE, for example optimizer.lr=0.05")
         _assign(data, key.split("."), _parse(value, override))
-    return build_config(data)
+    return data
 
 
 def build_config(data: Mapping[str, Any]) -> TrainConfig:

@@ -19,11 +19,9 @@ from vifast.retrieval import protocols
 from vifast.retrieval.protocols import ProtocolResult
 from vifast.systems import Batch, System
 from vifast.systems.gather import all_rows
-from vifast.train import checkpoint
-from vifast.train.build import build_system
-from vifast.train.config import DatasetConfig, TrainConfig, load_config
+from vifast.train.build import load_run
+from vifast.train.config import DatasetConfig, TrainConfig
 from vifast.train.datasets import eval_loader, open_dataset
-from vifast.train.record import require_run
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,7 @@ def extract_run(run: Path, data: Path, *, which: str = "last") -> Extraction:
         FileNotFoundError: ``run`` is not a run, or has no such checkpoint.
         ConfigError, ValueError: its configuration, its weights or the dataset cannot be used.
     """
-    require_run(run)
-    weights = checkpoint.find_weights(run, which)
-    config = load_config(run / "config.yaml", [f"data={json.dumps(str(data))}"])
-    num_classes = json.loads((run / "run.json").read_text())["num_classes"]
-    system = build_system(config, num_classes, trained=True)
-    checkpoint.load_weights(weights, system)
+    system, config = load_run(run, which, [f"data={json.dumps(str(data))}"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return _extract_sides(system.to(device), open_dataset(config), config)
 

@@ -6,6 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from vifast._files import write_text
 
 METRICS = "metrics.jsonl"
@@ -29,11 +32,11 @@ class RunLog:
     """Context manager that records scalars by step in the folder ``out`` and shows progress.
 
     On resumption at ``step`` the records of later steps, which will be trained again, are dropped first. With
-    ``out`` None nothing is recorded or shown: one process of several speaks for all.
+    ``out`` None nothing is recorded or shown: one process of several speaks for all. ``name`` is the run's.
     """
 
-    def __init__(self, out: Path | None, *, total: int, step: int = 0, quiet: bool = False):
-        self.out, self.total, self.step, self.quiet = out, total, step, quiet
+    def __init__(self, out: Path | None, *, total: int, step: int = 0, quiet: bool = False, name: str = "training"):
+        self.out, self.total, self.step, self.quiet, self.name = out, total, step, quiet, name
         self._shares: dict[str, float] = {}
         self._evaluated: set[int] = set()
 
@@ -50,7 +53,7 @@ class RunLog:
         self._board = SummaryWriter(self.out / "tensorboard", purge_step=self.step + 1 if self.step else None)
         self._progress = _bar(disable=self.quiet)
         self._progress.start()
-        self._task = self._progress.add_task("training", total=self.total, completed=self.step, info="")
+        self._task = self._progress.add_task(self.name, total=self.total, completed=self.step, info="")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -74,6 +77,18 @@ class RunLog:
         self._progress.below = "  ".join(f"{part} {share:.0%}" for part, share in self._shares.items())
         self._progress.update(self._task, completed=step, info=info)
 
+    def details(self, step: int, tensors: Mapping[str, Tensor], *, epoch: int) -> None:
+        """Records what a system observed in a step: scalars, and vectors by their deciles and as histograms."""
+        if self.out is None or not tensors:
+            return
+        tensors = {name: value.detach().float().cpu() for name, value in tensors.items()}
+        vectors = {name: value for name, value in tensors.items() if value.dim() > 0}
+        deciles = torch.linspace(0, 1, 11)
+        values = {name: value.quantile(deciles) if name in vectors else value for name, value in tensors.items()}
+        self._write(step, "detail", {name: value.tolist() for name, value in values.items()}, epoch)
+        for name, value in vectors.items():
+            self._board.add_histogram(f"detail/{name}", value, step)
+
     def has_evaluation(self, step: int) -> bool:
         """Whether the folder's run was evaluated after this step."""
         return step in self._evaluated
@@ -84,12 +99,13 @@ class RunLog:
             return
         self._write(step, "eval", scalars, epoch)
         text = "  ".join(f"{name} {100 * value:.1f} %" for name, value in scalars.items())
-        self._progress.console.print(f"epoch {epoch}: {text}", highlight=False)
+        self._progress.console.print(f"{self.name}, epoch {epoch}: {text}", highlight=False)
 
-    def _write(self, step: int, kind: str, scalars: Mapping[str, float], epoch: int) -> None:
-        self._lines.write(json.dumps({"step": step, "epoch": epoch, "kind": kind, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+    def _write(self, step: int, kind: str, values: Mapping[str, float | list[float]], epoch: int) -> None:
+        self._lines.write(json.dumps({"step": step, "epoch": epoch, "kind": kind, **values}) + "\n")
+        for name, value in values.items():
+            if not isinstance(value, list):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
 
 
 def _bar(**options):

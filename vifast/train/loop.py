@@ -20,7 +20,7 @@ from torch import Tensor
 from vifast._files import write_text
 from vifast.data import Dataset
 from vifast.systems import System
-from vifast.train import checkpoint
+from vifast.train import checkpoint, teacher
 from vifast.train.build import build_system
 from vifast.train.config import TrainConfig, dump_config, flatten, load_config
 from vifast.train.datasets import open_dataset, train_loader
@@ -55,6 +55,7 @@ class Trainer:
         out: the run's folder.
         resume: continue the run in ``out`` from its newest checkpoint (from the start if it has none).
         quiet: no progress bar.
+        name: of the run, for the bar and messages.
 
     Raises:
         RunError: ``out`` holds a run and ``resume`` is not asked for, or its configuration is another.
@@ -62,10 +63,12 @@ class Trainer:
         OSError: ``out`` cannot be written to, or its disk has no room for the checkpoints.
     """
 
-    def __init__(self, config: TrainConfig, out: Path, *, resume: bool = False, quiet: bool = False):
-        self.config, self.out, self.quiet = config, Path(out), quiet
+    def __init__(
+        self, config: TrainConfig, out: Path, *, resume: bool = False, quiet: bool = False, name: str = "training"
+    ):
+        self.config, self.out, self.quiet, self.name = config, Path(out), quiet, name
         self.epoch = self.done = self.step = 0  # finished epochs, steps since then, steps in all
-        self._claim_folder(resume)
+        claim_folder(self.out, config, resume)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         if config.deterministic:
@@ -78,6 +81,9 @@ class Trainer:
         self.dataset: Dataset = open_dataset(config)
         set_seed(config.seed)
         system = build_system(config, self.dataset.num_labels)
+        if system.needs_teacher or config.teacher is not None:
+            folder = config.teacher or self.out / teacher.FOLDER
+            system.learn_from(teacher.open_teacher(config, folder, self.dataset.num_labels))
         checkpoint.require_space(self.out, _checkpoint_bytes(system, config))
         if config.compile:
             for module in system.backbones():
@@ -112,7 +118,7 @@ class Trainer:
             self._describe()
         out = self.out if self.accelerator.is_main_process else None
         total = self._steps(range(config.epochs))
-        with RunLog(out, total=total, step=self.step, quiet=self.quiet) as log, stop_asked() as stop:
+        with RunLog(out, total=total, step=self.step, quiet=self.quiet, name=self.name) as log, stop_asked() as stop:
             self._score_if_due(log)  # where the run was cut short between a checkpoint and its evaluation
             for epoch in range(self.epoch, config.epochs):
                 self._train_epoch(epoch, log, stop)
@@ -125,6 +131,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_text(self.out / "results.json", evaluation.scores.to_json())
             save_ranked(self.out, rank_queries(evaluation, self.dataset))
+        self.accelerator.wait_for_everyone()  # a next stage looks for the results
         return evaluation
 
     def _train_epoch(self, epoch: int, log: RunLog, stop: StopAsked) -> None:
@@ -143,12 +150,16 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(group["base_lr"], factor, config.schedule.floor)
             torch.manual_seed(self._step_seed(epoch))
+            details: dict[str, Tensor] = {}
+            due = config.detail_every and self.step % config.detail_every == 0
+            self.system.observe = details.update if due else None
             parts = self._train_step(batches)
             self.done, self.step = self.done + 1, self.step + 1
             self._record(pending, log)  # on a GPU this waits for the last step, so the clock below is the card's
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
             images = sum(len(batch["image"]) for batch in batches) * self.accelerator.num_processes
-            pending = (self.step, epoch, {**parts, "lr_factor": torch.tensor(factor)}, images / seconds)
+            parts["lr_factor"] = torch.tensor(factor)
+            pending = (self.step, epoch, parts, images / seconds, details)
             if self.done < steps and (stop or (config.checkpoint_every and self.done % config.checkpoint_every == 0)):
                 self._record(pending, log)
                 pending = None
@@ -200,12 +211,13 @@ class Trainer:
     def _record(self, pending: tuple | None, log: RunLog) -> None:
         if pending is None:
             return
-        step, epoch, parts, speed = pending
+        step, epoch, parts, speed, details = pending
         values = torch.stack([value.to(parts["loss"].device) for value in parts.values()]).tolist()
         scalars = dict(zip(parts, values, strict=True))
         if not math.isfinite(scalars["loss"]):
             raise RunError(f"step {step}: the loss is {scalars['loss']}; try a lower optimizer.lr")
         log.train(step, scalars, speed=speed, epoch=epoch, shares=self._watch.shares())
+        log.details(step, details, epoch=epoch)
 
     def _score_if_due(self, log: RunLog) -> None:
         every, total = self.config.evaluate_every, self.config.epochs
@@ -236,20 +248,9 @@ class Trainer:
         }
         write_text(self.out / "run.json", json.dumps(run, indent=2) + "\n")
 
-    def _claim_folder(self, resume: bool) -> None:
-        path = self.out / "config.yaml"
-        if not path.exists():
-            return
-        if not resume:
-            raise RunError(f"{self.out}: already holds a run; add --resume or choose another folder")
-        before, now = (flatten(json.loads(c.model_dump_json())) for c in (load_config(path), self.config))
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if changed:
-            raise RunError(f"{path}: the run to resume has another {', '.join(changed)}")
-
     def _stop_if(self, stop: StopAsked) -> None:
         if stop:
-            raise Stopped(f"stopped after {self.epoch} epochs and {self.done} steps, and saved")
+            raise Stopped(f"{self.name}: stopped after {self.epoch} epochs and {self.done} steps, and saved")
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
@@ -283,6 +284,23 @@ class Trainer:
         for number in (self.config.seed, epoch, self.done, rank):
             key = (key * 1_000_003 + number + 1) % 2**63
         return key
+
+
+def claim_folder(out: Path, config: TrainConfig, resume: bool) -> None:
+    """Refuses a folder that holds a run, unless it is the one to resume.
+
+    Raises:
+        RunError: ``resume`` is not asked for, or the run in ``out`` has another configuration.
+    """
+    path = out / "config.yaml"
+    if not path.exists():
+        return
+    if not resume:
+        raise RunError(f"{out}: already holds a run; add --resume or choose another folder")
+    before, now = (flatten(json.loads(c.model_dump_json())) for c in (load_config(path), config))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        raise RunError(f"{path}: the run to resume has another {', '.join(changed)}")
 
 
 def _finishes(system: System) -> bool:

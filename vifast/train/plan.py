@@ -14,6 +14,7 @@ from vifast.train.build import build_system
 from vifast.train.config import TrainConfig
 from vifast.train.datasets import open_dataset, train_loader
 from vifast.train.optimizer import STATE_SIZE
+from vifast.train.teacher import untrained_teacher
 
 PROBE = 4  # images of the batch that is measured: two identities, both modalities
 _LOW = {"no": None, "fp16": torch.bfloat16, "bf16": torch.bfloat16}  # fp16 saves as many bytes as bf16
@@ -85,6 +86,8 @@ def make_plan(config: TrainConfig, *, num_classes: int, images: int, steps_per_e
     """The plan of a run. A step of `PROBE` images is taken on the CPU: products and convolutions are counted, and the
     bytes that its backward holds; both grow with the images of a batch."""
     system = _probe_system(config, num_classes)
+    if system.needs_teacher:
+        system.learn_from(untrained_teacher(config, num_classes))
     counts = [p.numel() for p in system.parameters()]
     trained = sum(p.numel() for p in system.parameters() if p.requires_grad)
     state = 4 * (sum(counts) + trained * (1 + STATE_SIZE[config.optimizer.name]))

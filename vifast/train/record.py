@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +22,7 @@ _NOT_PARTS = {"step", "epoch", "kind", "loss", "lr_factor", "images_per_second"}
 @dataclass(frozen=True)
 class Run:
     """What a run left so far: ``config`` as it was resolved, ``facts`` of ``run.json``, the records of its training
-    steps and evaluations, and ``results`` once it is finished."""
+    steps and evaluations and of what the system observed, and ``results`` once it is finished."""
 
     folder: Path
     config: dict[str, Any]
@@ -30,6 +30,7 @@ class Run:
     steps: list[dict]
     evaluations: list[dict]
     results: dict[str, Any] | None
+    details: list[dict] = field(default_factory=list)
 
     @property
     def epochs(self) -> int:
@@ -82,10 +83,12 @@ def read_run(folder: Path) -> Run:
         if name not in config:
             raise ValueError(f"{folder / CONFIG}: not the configuration of a run, it has no {name}")
     results = _read(folder / RESULTS, json.loads) if (folder / RESULTS).is_file() else None
-    records = {"train": [], "eval": []}
+    records = {"train": [], "eval": [], "detail": []}
     for record in read_metrics(folder):
         records[record["kind"]].append(record)
-    return Run(folder, config, _read(folder / RUN, json.loads), records["train"], records["eval"], results)
+    return Run(
+        folder, config, _read(folder / RUN, json.loads), records["train"], records["eval"], results, records["detail"]
+    )
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

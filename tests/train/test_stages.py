@@ -1,0 +1,226 @@
+"""A student and its teacher: as one run, cut short anywhere, and with the run of another."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vifast.train import checkpoint, stages
+from vifast.train.config import ConfigError, load_config
+from vifast.train.evaluate import evaluate_run
+from vifast.train.log import RunLog, read_metrics
+from vifast.train.loop import RunError, Stopped
+from vifast.train.plan import plan_run
+from vifast.train.record import read_run
+from vifast.train.teacher import teacher_config
+
+TEACHER = "teacher_config={base: agw-sysu, epochs: 2, evaluate_every: 1, dataset: {num_ids: 2, num_instances: 2}}"
+
+
+@pytest.fixture
+def overrides(tiny_overrides):
+    """The tiny ones key by key, so that the rest of the preset stays."""
+    dataset = ["name=sysu", "height=32", "width=16", "num_ids=2", "num_instances=2"]
+    options = ["backbone=resnet_tiny", "backbone_width=4", "non_local=[0, 0, 1, 0]"]
+    own = [f"dataset.{key}" for key in dataset] + [f"options.{key}" for key in options]
+    return [*(o for o in tiny_overrides if not o.startswith(("dataset", "options"))), *own, TEACHER, "detail_every=2"]
+
+
+@pytest.fixture
+def config(overrides):
+    return load_config("dakd-sysu", [*overrides, "checkpoint_every=1", "epochs=2"])
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def whole(shared, config):
+    """Both stages, trained once."""
+    if not (shared / "whole").exists():
+        stages.train(config, shared / "whole", quiet=True)
+    return shared / "whole"
+
+
+def trajectory(out):
+    records = read_metrics(out)
+    for record in records:
+        for key in [key for key in record if key == "images_per_second" or key.startswith("share_")]:
+            del record[key]
+    return records
+
+
+def same_run(out, whole):
+    for run, other in ((out / "teacher", whole / "teacher"), (out, whole)):
+        assert trajectory(run) == trajectory(other)
+        one, two = (load_file(checkpoint.find_weights(folder)) for folder in (run, other))
+        assert all(torch.equal(value, two[name]) for name, value in one.items())
+        assert (run / "results.json").read_text() == (other / "results.json").read_text()
+
+
+def killed_at(monkeypatch, step, config, out):
+    """Both stages as far as the step of that number, of all."""
+    record, seen = RunLog.train, []
+
+    def killed(self, *args, **options):
+        record(self, *args, **options)
+        seen.append(args)
+        if len(seen) == step:
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "train", killed)
+        with pytest.raises(MemoryError):
+            stages.train(config, out, quiet=True)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 7])
+def test_killed_in_either_stage_it_goes_on_to_the_same_bits(whole, config, tmp_path, monkeypatch, step):
+    killed_at(monkeypatch, step, config, tmp_path / "run")
+    assert (tmp_path / "run" / "teacher" / "results.json").exists() == (step > 4)
+    torch.manual_seed(12345)
+    with pytest.raises(RunError, match="already holds a run; add --resume"):
+        stages.train(config, tmp_path / "run", quiet=True)
+    stages.train(config, tmp_path / "run", resume=True, quiet=True)
+    same_run(tmp_path / "run", whole)
+
+
+def test_killed_between_the_stages(whole, config, tmp_path, monkeypatch):
+    def killed(*args, name, **options):
+        if name == "student":
+            raise MemoryError
+        return trainer(*args, name=name, **options)
+
+    trainer = stages.Trainer
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "Trainer", killed)
+        with pytest.raises(MemoryError):
+            stages.train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    stages.train(config, tmp_path / "run", resume=True, quiet=True)
+    same_run(tmp_path / "run", whole)
+
+
+def test_asked_to_stop_it_says_which_stage(config, tmp_path, monkeypatch):
+    def stop(self, asked):
+        raise Stopped(f"{self.name}: stopped")
+
+    monkeypatch.setattr(stages.Trainer, "_stop_if", stop)
+    with pytest.raises(Stopped, match="teacher: stopped"):
+        stages.train(config, tmp_path / "run", quiet=True)
+
+
+def test_a_run_of_both_has_all_of_both(whole, config):
+    run = read_run(whole)
+    assert run.parts() == ["instance", "class", "kept"]
+    assert [record["step"] for record in run.details] == [1, 3]
+    assert len(run.details[0]["confidence_r"]) == 11
+    assert {f"{level}_{m}_T{t}" for level in ("instance", "class") for m in "vr" for t in (2, 3, 4, 5, 6)} <= {
+        *run.details[0]
+    }
+    assert load_config(whole / "config.yaml") == config
+    assert evaluate_run(whole, config.data).scores.to_json() == (whole / "results.json").read_text()
+    weights = load_file(checkpoint.find_weights(whole))
+    assert {name.partition(".")[0] for name in weights} == {"network", "prototypes_v", "prototypes_i"}
+
+
+def test_a_finished_run_teaches_another(whole, overrides, tmp_path):
+    """As the teacher of it gives the same bits wherever it lies, and a student teaches as well."""
+    config = load_config("dakd-sysu", [*overrides, "checkpoint_every=1", "epochs=2", f"teacher={whole / 'teacher'}"])
+    assert [name for name, *_ in stages.stages(config, tmp_path / "one")] == ["student"]
+    stages.train(config, tmp_path / "one", quiet=True)
+    assert trajectory(tmp_path / "one") == trajectory(whole)
+    assert load_config(tmp_path / "one" / "config.yaml").teacher == whole / "teacher"
+    again = load_config("dakd-sysu", [*overrides, "epochs=1", f"teacher={whole}", "options.student_init=teacher"])
+    stages.train(again, tmp_path / "two", quiet=True)
+    assert not (tmp_path / "two" / "teacher").exists()
+
+
+def test_a_following_teacher_is_resumed_too(overrides, whole, tmp_path, monkeypatch):
+    more = ["options.teacher_mode=ema", "options.proto_refresh=epoch", f"teacher={whole}", "checkpoint_every=1"]
+    config = load_config("dakd-sysu", [*overrides, *more, "epochs=2"])
+    stages.train(config, tmp_path / "whole", quiet=True)
+    killed_at(monkeypatch, 3, config, tmp_path / "run")
+    stages.train(config, tmp_path / "run", resume=True, quiet=True)
+    assert trajectory(tmp_path / "run") == trajectory(tmp_path / "whole")
+    one, two = (load_file(checkpoint.find_weights(tmp_path / name)) for name in ("run", "whole"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def damaged(folder, change):
+    return change(shutil.copytree(folder, folder.parent / f"damaged-{change.__name__}", dirs_exist_ok=True))
+
+
+def no_results(run):
+    (run / "results.json").unlink()
+    return run, "its run is not finished, it has no results.json"
+
+
+def no_config(run):
+    (run / "config.yaml").unlink()
+    return run, r"not a run's folder, it has no config\.yaml"
+
+
+def other_dataset(run):
+    path = run / "config.yaml"
+    path.write_text(path.read_text().replace("name: sysu", "name: llcm"))
+    return run, r"trained on dataset\.name llcm, this run is on sysu"
+
+
+def other_classes(run):
+    (run / "run.json").write_text(json.dumps({"num_classes": 5}))
+    return run, "trained on 5 identities, this run is on 6"
+
+
+@pytest.mark.parametrize("change", [no_results, no_config, other_dataset, other_classes])
+def test_a_run_that_cannot_teach_is_refused_in_one_line(whole, overrides, tmp_path, change):
+    folder, message = damaged(whole / "teacher", change)
+    with pytest.raises(ConfigError, match=rf"^teacher: {folder}: {message}$") as caught:
+        stages.train(load_config("dakd-sysu", [*overrides, f"teacher={folder}"]), tmp_path / "run", quiet=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_teacher_and_one_that_does_not_fit_are_refused(whole, overrides, tmp_path):
+    for changes, message in (
+        (["teacher=/nowhere"], r"^teacher: /nowhere: not a run's folder, it has no config\.yaml$"),
+        ([f"teacher={whole}", "options.backbone_width=8"], "^teacher: expected features of width 64, got 32$"),
+        (["teacher_config=null"], r"^teacher: expected a finished run's folder, or teacher_config\.base to train one"),
+        (["teacher_config.bace=agw-sysu"], "^teacher_config: bace: unknown key; the nearest"),
+        (["teacher_config.options.backbone_width=8"], "^teacher: expected features of width 32, got 64$"),
+        (["options.student_init=teacher"], "^teacher: expected the student's network for student_init=teacher"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stages.train(load_config("dakd-sysu", [*overrides, *changes]), tmp_path / "run", quiet=True)
+    plain = [o for o in overrides if not o.startswith(("teacher", "detail"))]
+    config = load_config("agw-sysu", [*plain, f"teacher={whole}"])
+    with pytest.raises(ValueError, match=r"^teacher: expected none, AGW learns from labels alone$"):
+        stages.train(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_is_trained_first_takes_over_the_run_s_data_and_network(overrides):
+    changes = [
+        "seed=5",
+        "precision=bf16",
+        "dataset.workers=0",
+        "dataset.mode=indoor",
+        "teacher_config.optimizer.lr=0.5",
+    ]
+    config = teacher_config(load_config("dakd-sysu", [*overrides, *changes]))
+    assert (config.system, config.seed, config.precision, config.optimizer.lr) == ("agw", 5, "bf16", 0.5)
+    assert (config.dataset.height, config.dataset.workers, config.dataset.mode) == (32, 0, "indoor")
+    assert (config.dataset.sampler, config.dataset.augment.erase.p, config.epochs) == ("pk", 0, 2)
+    assert (config.options.backbone, config.options.non_local) == ("resnet_tiny", (0, 0, 1, 0))
+
+
+def test_a_plan_counts_the_teacher(overrides, whole):
+    """A student's passes forward and backward, and the teacher's forward on top."""
+    plan = plan_run(load_config("dakd-sysu", [*overrides, f"teacher={whole}"]))
+    teacher = plan_run(load_config(whole / "teacher" / "config.yaml"))
+    assert plan.flops_per_image > 1.2 * teacher.flops_per_image
+    assert plan.trained < plan.parameters
