@@ -5,7 +5,7 @@ Packages from PyPI are used where they exist (pytorch-metric-learning, faiss); t
 
 import numpy as np
 import torch
-from torch.nn.functional import kl_div, softplus
+from torch.nn.functional import kl_div, normalize, softplus
 
 
 def distances(feat):
@@ -101,6 +101,17 @@ def center_hinge(raw, purified, labels, modality):
     member = member / member.sum(1, keepdim=True)
     before, after = ((c[0::2] - c[1::2] + 1e-6).norm(dim=1) for c in (member @ raw, member @ purified))
     return (after - before).relu().mean()
+
+
+def memory_update(memory, feat, labels, keep=0.25, keep_global=0.1):
+    """Class by class, with as many stops of the host as there are classes."""
+    for k in labels.unique().tolist():
+        own = feat[:, labels == k]
+        memory[:-1, k] = normalize(keep * memory[:-1, k] + (1 - keep) * own.mean(1), dim=1)
+        rows = own.flatten(0, 1)
+        step = rows[(rows @ memory[-1, k]).argmin().item()]
+        memory[-1, k] = normalize(keep_global * memory[-1, k] + (1 - keep_global) * step, dim=0)
+    return memory
 
 
 def symmetric_kl(a, b):

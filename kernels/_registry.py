@@ -7,6 +7,7 @@ modes and transforms go straight to the kernel. Schema, fake, opcheck and torch.
 
 import contextlib
 import functools
+import inspect
 from typing import ClassVar
 
 import torch
@@ -18,12 +19,18 @@ _forced = None
 
 
 class Op:
-    """``vifast::<name>``. The definition serves every device until a kernel replaces it, and always float64."""
+    """``vifast::<name>``. The definition serves every device until a kernel replaces it, and always float64.
+
+    ``mutates`` names the arguments that it writes to; a backward that saved one of them before then complains.
+    """
 
     registered: ClassVar[list["Op"]] = []
 
-    def __init__(self, name, reference):
+    def __init__(self, name, reference, mutates=()):
         self.name = name
+        self.mutated = [
+            place for place, argument in enumerate(inspect.signature(reference).parameters) if argument in mutates
+        ]
         self.kernels = {}  # by device type
         self.function = None  # the torch.autograd.Function of a differentiable op
         Op.registered.append(self)
@@ -35,7 +42,7 @@ class Op:
                 return reference(*args)
 
         self.definition = definition
-        _LIBRARY.define(name + torch.library.infer_schema(reference, mutates_args=()))
+        _LIBRARY.define(name + torch.library.infer_schema(reference, mutates_args=mutates))
         _LIBRARY.impl(name, definition, "CompositeExplicitAutograd")
         self.overload = getattr(torch.ops.vifast, name).default
 
@@ -56,6 +63,8 @@ class Op:
 
         What a forward saves for a backward of float32 may itself be float64.
         """
+        for place in self.mutated:
+            torch.autograd.graph.increment_version(args[place])
         first = next(arg for arg in args if isinstance(arg, Tensor))
         if first.dtype == torch.float64:
             return self.definition(*args)

@@ -67,6 +67,10 @@ _JITTERED = (_IMAGES, _floats(64, 2), _indices(64).bool(), torch.empty(64, 11, d
 LAUNCHES = {
     "class_centers": [(*_SELF[:2], 100), (*_HALF[:2], 100)],
     "row_centers": [_SELF[:2]],
+    "memory_update": [
+        (_floats(4, 395, WIDTH), _floats(3, 32, WIDTH), _indices(32), 0.25, 0.1),
+        (_floats(2, 7, 70), _floats(1, LARGE, 70).bfloat16(), _indices(LARGE), 0.25, 0.1),
+    ],
     "center_hinge": [
         (*2 * (x,), *2 * (_indices(len(x)),), 0.0) for x in (_SELF[0], _FEATURES[0], _OTHER[0].bfloat16())
     ],

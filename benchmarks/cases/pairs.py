@@ -2,8 +2,9 @@
 
 import rivals
 import torch
+from torch.nn.functional import normalize
 
-from cases._case import Case, copy, in_turn, loss_passes, product, random_rows
+from cases._case import Case, by_definition, copy, in_turn, loss_passes, product, random_rows
 from vifast import functional
 
 BATCHES = ((32, 2048), (60, 2048), (120, 2048), (512, 2048), (2048, 2048))
@@ -69,10 +70,30 @@ def _center_hinge(n, d, device="cpu"):
     )
 
 
+def _memory(n, k, d, device="cpu"):
+    """Three streams of 8 identities; the floor reads and writes their rows once."""
+    memory, feat = (
+        normalize(random_rows(*shape, d, seed=seed, device=device), dim=2)
+        for seed, shape in enumerate(((4, k), (3, n)))
+    )
+    labels = torch.arange(n, device=device) * 8 // n
+
+    def ours():
+        return functional.memory_update_(memory, feat, labels)
+
+    return {
+        "floor": copy(feat),
+        "vifast": ours,
+        "definition": by_definition(ours),
+        "eager": lambda: rivals.memory_update(memory, feat, labels),
+    }
+
+
 CASES = (
     Case("graph_alignment", BATCHES, _graph),
     Case("relation_alignment", BATCHES, _relation),
     Case("prototype_alignment", ((32, 206, 768), (32, 395, 768), (32, 713, 768), (512, 713, 768)), _prototype),
     Case("center_triplet_loss", ((32, 768), (120, 2048), (512, 2048)), _center_triplet),
     Case("center_hinge", ((120, 2048), (512, 2048)), _center_hinge),
+    Case("memory_update", ((32, 395, 2048), (128, 395, 2048)), _memory),
 )

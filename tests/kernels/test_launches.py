@@ -16,6 +16,7 @@ pytestmark = pytest.mark.triton
 ROWS, WIDTH = 32, 40
 TABLE = torch.randn(20, WIDTH, generator=torch.Generator().manual_seed(2))
 KEEP = torch.ones(ROWS)
+MEMORY = torch.zeros(2, 8, WIDTH)
 IMAGES = {"augment", "AugmentParams", "blur_jitter", "BlurJitterParams"}
 
 # Of two sets of ROWS features, or as many as the name says, their labels, and the modality of the first.
@@ -43,6 +44,7 @@ CALLS = {
     "entropy_hinge": (2, 2, lambda a, b, labels, modality: F.entropy_hinge(a, b)),
     "center_hinge": (1, 1, F.center_hinge),
     "class_centers": (5, 8, lambda a, b, labels, modality: F.class_centers(a, labels, 8)[0]),
+    "memory_update_": (1, 0, lambda a, b, labels, modality: F.memory_update_(MEMORY, a[None], labels)),
     "center_loss": (13, 6, lambda a, b, labels, modality: F.center_loss(a, labels, b.detach())),
     "center_cluster_loss": (45, 48, lambda a, b, labels, modality: F.center_cluster_loss(a, labels, margin=9.0)),
     "neighbor_loss": (36, 36, lambda a, b, labels, modality: F.neighbor_loss(a, labels)),

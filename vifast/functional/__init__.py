@@ -20,6 +20,7 @@ from vifast.functional.entropy_hinge import entropy_hinge
 from vifast.functional.finite import check_finite
 from vifast.functional.gem_pool import gem_pool
 from vifast.functional.graph_alignment import graph_alignment
+from vifast.functional.memory_update import memory_update_
 from vifast.functional.neighbor_loss import neighbor_loss
 from vifast.functional.pairwise_distance import pairwise_distance
 from vifast.functional.percentile_mask import percentile_mask, softmax_confidence
@@ -48,6 +49,7 @@ __all__ = [
     "gem_pool",
     "graph_alignment",
     "hard_pairs",
+    "memory_update_",
     "neighbor_loss",
     "pairwise_distance",
     "percentile_mask",
