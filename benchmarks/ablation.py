@@ -10,6 +10,7 @@ A study is a file of ``benchmarks/studies``:
       baseline: [options.graph=off]
       graphs: [options.graph=full]
     seeds: [0, 1, 2]                    # of training; the people are the same
+    teachers: [baseline]                # if any: {baseline} in an override is the folder of its run with the same seed
 
 Every run is one line of ``results/ablation-STUDY.jsonl``, with what it was trained with, versions and commit. Runs that
 have their line are not repeated, one that was cut short goes on from its last checkpoint, and lines that no longer say
@@ -46,6 +47,7 @@ class Study:
     variants: Mapping[str, Sequence[str]]
     seeds: Sequence[int]
     common: Sequence[str] = ()
+    teachers: Sequence[str] = ()
     columns: Mapping[str, str] = field(
         default_factory=lambda: {"mean_ap": "mAP", "rank1": "Rank-1", "mean_inp": "mINP"}
     )
@@ -53,6 +55,8 @@ class Study:
     def runs(self):
         """What is trained: one dict for each variant and seed, which begins the run's line."""
         shared = {"preset": self.preset, "datasets": self.datasets}
+        if self.teachers:
+            shared["teachers"] = {name: [*self.common, *self.variants[name]] for name in self.teachers}
         return [
             {"variant": name, "seed": seed, "overrides": [*self.common, *overrides], **shared}
             for seed in self.seeds
@@ -84,7 +88,8 @@ def recorded(name, runs):
 
 
 def _key(run):
-    told = {name: run[name] for name in ("variant", "seed", "overrides", "preset", "datasets")}
+    names = ("variant", "seed", "overrides", "preset", "datasets", "teachers")
+    told = {name: run[name] for name in names if name in run}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -113,14 +118,22 @@ def train(run):
     from vifast.train.config import load_config
     from vifast.train.loop import Trainer
 
-    overrides = settings(run, {name: write_dataset(spec) for name, spec in run["datasets"].items()})
+    folders = {name: write_dataset(spec) for name, spec in run["datasets"].items()} | teachers_of(run)
     out = SCRATCH / f"run-{_key(run)}"
     start = time.perf_counter()
-    trainer = Trainer(load_config(run["preset"], overrides), out, resume=True, quiet=True)
+    trainer = Trainer(load_config(run["preset"], settings(run, folders)), out, resume=True, quiet=True)
     scores = trainer.fit().scores.scalars()
     line = {**run, "scores": scores, "seconds": time.perf_counter() - start, **environment()}
-    shutil.rmtree(out)
+    if run["variant"] not in run.get("teachers", {}):
+        shutil.rmtree(out)
     return line
+
+
+def teachers_of(run):
+    """The folders of the teachers' runs with the seed of this one."""
+    teachers = run.get("teachers", {}).items()
+    runs = {name: {**run, "variant": name, "overrides": overrides} for name, overrides in teachers}
+    return {name: SCRATCH / f"run-{_key(teacher)}" for name, teacher in runs.items()}
 
 
 def table(name):
@@ -174,18 +187,28 @@ def main():
         write_dataset(spec)
     chosen = args.only or study.variants
     left = [n for n, run in enumerate(runs) if lines[n] is None and run["variant"] in chosen]
+    first = [n for n, run in enumerate(runs) if run["variant"] in study.teachers and _is_wanted(run, left, runs)]
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(args.jobs, mp_context=spawn, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(train, runs[n]): n for n in left}
-        try:
-            for done in concurrent.futures.as_completed(waiting):
-                n = waiting[done]
-                lines[n] = done.result()
-                write(args.study, lines)
-                print(runs[n]["variant"], runs[n]["seed"], lines[n]["scores"], flush=True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for stage in (first, [n for n in left if n not in first]):
+            waiting = {pool.submit(train, runs[n]): n for n in stage}
+            try:
+                for done in concurrent.futures.as_completed(waiting):
+                    n = waiting[done]
+                    lines[n] = done.result()
+                    write(args.study, lines)
+                    print(runs[n]["variant"], runs[n]["seed"], lines[n]["scores"], flush=True)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _is_wanted(teacher, left, runs):
+    """Whether it has no line, or no run that those which are left could learn from."""
+    if any(runs[n] == teacher for n in left):
+        return True
+    there = teachers_of(teacher)[teacher["variant"]] / "results.json"
+    return not there.is_file() and any(runs[n]["seed"] == teacher["seed"] for n in left)
 
 
 def write(name, lines):

@@ -44,6 +44,17 @@ def test_a_line_counts_while_the_study_says_the_same(study):
     assert [line and line["variant"] for line in found] == [None, None, "plain", None]
 
 
+def test_a_teacher_is_the_run_of_a_variant_with_the_same_seed(study):
+    assert ablation.teachers_of(study.runs()[0]) == {}
+    text = STUDY.replace("[options.margin=0.5]", '["options.margin={plain}"]') + "teachers: [plain]\n"
+    (ablation.HERE / "studies/small.yaml").write_text(text)
+    plain, more, *others = ablation.load("small").runs()
+    folder = ablation.teachers_of(more)["plain"]
+    assert ablation.teachers_of(plain)["plain"] == folder
+    assert ablation.settings(more, {"plain": folder})[-2:] == [f"options.margin={folder}", "seed=3"]
+    assert all(ablation.teachers_of(run)["plain"] != folder for run in others)
+
+
 def test_table_has_means_deviations_and_differences_of_the_same_seed(study):
     with pytest.raises(SystemExit, match="small: no record of plain 3, more 3"):
         ablation.table("small")
@@ -71,5 +82,6 @@ def test_errors_say_what_was_expected(study):
 def test_studies_that_are_kept_can_be_configured(file):
     from vifast.train.config import load_config
 
-    for run in ablation.load(file.stem).runs():
-        load_config(run["preset"], ablation.settings(run, dict.fromkeys(run["datasets"], "folder")))
+    study = ablation.load(file.stem)
+    for run in study.runs():
+        load_config(run["preset"], ablation.settings(run, dict.fromkeys([*run["datasets"], *study.teachers], "folder")))
