@@ -77,6 +77,17 @@ def sum_products(
     return sqdist_of_products(dot, sq_x, sq_y, x_ptr, y_ptr, anchor, partner, n, m, n_cols, CLOSE, SAME)
 
 
+@triton.jit
+def pull_rows(s, x_ptr, out_ptr, row, partner, k, n, n_cols, PRECISION: tl.constexpr):
+    """Columns k of out_i = sum_j s_ij (x_i - x_j), s [len(row), len(partner)]. They lie along the product's rows."""
+    x, mean = mean_free_rows(x_ptr, partner, k, n, n_cols)
+    pulled = tl.dot(tl.trans(x), tl.trans(s), input_precision=PRECISION)
+    mask = (k[:, None] < n_cols) & (row[None, :] < n)
+    at = row[None, :] * n_cols + k[:, None]
+    own = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) - mean[:, None]
+    tl.store(out_ptr + at, tl.sum(s, 1)[None, :] * own - pulled, mask=mask)
+
+
 def split_launch(x: Tensor, y: Tensor, precision: str) -> tuple[tuple[int, int], Tensor, dict]:
     """Grid, room for the parts, and constants of a kernel that stores and sums products. 16 partners a warp."""
     (n, d), partners = x.shape, max(16, triton.next_power_of_2(len(y)))
@@ -87,3 +98,18 @@ def split_launch(x: Tensor, y: Tensor, precision: str) -> tuple[tuple[int, int],
         "COLUMNS": COLUMNS, "BLOCK_K": 32, "num_warps": partners // 16, "num_stages": 2,
     }  # fmt: skip
     return grid, parts, constants
+
+
+def pull_launch(x: Tensor, precision: str) -> tuple[tuple[int, int], dict]:
+    """Grid and constants of a kernel whose programs pull ANCHORS rows in BLOCK_D columns each.
+
+    128 columns would take 144 KiB of shared memory, which an sm_86 does not have.
+    """
+    (n, d), partners = x.shape, max(16, triton.next_power_of_2(len(x)))
+    warps = max(2, partners // 16)
+    block = min(64, 16 * warps)
+    constants = {
+        "PRECISION": input_precision(precision), "ANCHORS": ANCHORS, "PARTNERS": partners, "BLOCK_D": block,
+        "num_warps": warps,
+    }  # fmt: skip
+    return (triton.cdiv(n, ANCHORS), triton.cdiv(d, block)), constants

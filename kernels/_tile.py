@@ -39,13 +39,13 @@ def _mean_kernel(
     tl.store(mean_ptr + col, total / tl.maximum(count, 1.0), mask=col < n_cols)
 
 
-def mean_row(x: Tensor, y: Tensor, *, first: bool = True) -> Tensor:
+def mean_row(x: Tensor, y: Tensor) -> Tensor:
     """A row near all rows: any origin is right, the mean removes the cancellation of a shared offset.
 
-    Of few rows it is the ``first``, which costs no launch: squares of what is left, and with them the error of a
-    distance, are then twice as large. That is too much for weights that are exponentials of distances in the hundreds.
+    Of few rows it is the first, which costs no launch: squares of what is left, and with them the error of a distance,
+    are then twice as large.
     """
-    if first and len(x) <= SMALL and len(y) <= SMALL:
+    if len(x) <= SMALL and len(y) <= SMALL:
         return x[0]
     mean = x.new_empty(x.size(1), dtype=torch.float32)
     grid = (triton.cdiv(x.size(1), 32),)
@@ -128,43 +128,10 @@ def softmax_update(value, logit, mask, m, z, t, SHIFT: tl.constexpr):
     return m, z + tl.sum(w, 1), t + tl.sum(tl.where(mask, w * value, 0.0), 1)
 
 
-@triton.jit
-def _pull_kernel(
-    s_ptr, x_ptr, mean_ptr, out_ptr, n, n_cols,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    k = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
-    mean = load_origin(mean_ptr, k, n_cols)
-    sum_s = tl.zeros((BLOCK_M,), tl.float32)
-    sum_sx = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    for start in range(0, n, BLOCK_N):
-        j = start + tl.arange(0, BLOCK_N).to(tl.int64)
-        s = tl.load(s_ptr + row[:, None] * n + j[None, :], mask=(row[:, None] < n) & (j[None, :] < n), other=0.0)
-        mask = (j[:, None] < n) & (k[None, :] < n_cols)
-        x = tl.load(x_ptr + j[:, None] * n_cols + k[None, :], mask=mask, other=0.0).to(tl.float32) - mean[None, :]
-        sum_sx = tl.dot(s, tl.where(mask, x, 0.0), sum_sx, input_precision=PRECISION)
-        sum_s += tl.sum(s, 1)
-    mask = (row[:, None] < n) & (k[None, :] < n_cols)
-    at = row[:, None] * n_cols + k[None, :]
-    own = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) - mean[None, :]
-    tl.store(out_ptr + at, sum_s[:, None] * own - sum_sx, mask=mask)
-
-
-def mean_free(x: Tensor, mean: Tensor) -> Tensor | None:
-    """Rows less their mean for ``pull``, which moves few rows where it reads them."""
-    return None if len(x) <= SMALL else x.float() - mean
-
-
-def pull(s: Tensor, start: int, x: Tensor, mean: Tensor, x_c: Tensor | None, out: Tensor) -> None:
-    """out_i = sum_j s_ij (x_i - x_j) for the rows of a strip s of weights, which begins at row ``start``."""
-    if x_c is not None:
-        own = x_c[start : start + len(s)]
-        torch.addmm(s.sum(1, keepdim=True) * own, s, x_c, alpha=-1, out=out[start : start + len(s)])
-        return
-    (n, n_cols), block = x.shape, {"BLOCK_M": 16, "BLOCK_N": 32, "BLOCK_D": 64}
-    grid = (triton.cdiv(n, block["BLOCK_M"]), triton.cdiv(n_cols, block["BLOCK_D"]))
-    _pull_kernel[grid](s, x, mean, out, n, n_cols, PRECISION=input_precision("exact"), **block, num_warps=2)
+def pull(s: Tensor, start: int, x_c: Tensor, out: Tensor) -> None:
+    """out_i = sum_j s_ij (x_i - x_j) of mean-free rows for a strip s of weights, which begins at row ``start``."""
+    own = x_c[start : start + len(s)]
+    torch.addmm(s.sum(1, keepdim=True) * own, s, x_c, alpha=-1, out=out[start : start + len(s)])
 
 
 def tile_launch(n: int, m: int) -> dict[str, int]:

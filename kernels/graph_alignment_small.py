@@ -10,8 +10,7 @@ from torch import Tensor
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._reduction import share_of_row
 from vifast.kernels._small import SMALL, counters, last_program, reduce_rows
-from vifast.kernels._split import ANCHORS, split_launch, store_products, sum_products
-from vifast.kernels._tile import input_precision, load_origin
+from vifast.kernels._split import pull_launch, pull_rows, split_launch, store_products, sum_products
 
 
 @triton.jit
@@ -141,20 +140,6 @@ def weight(c, logit, sq, other, scale, floor, ROOT: tl.constexpr):
 
 
 @triton.jit
-def _pull(s, x_ptr, out_ptr, row, partner, k, n, n_cols, PRECISION: tl.constexpr):
-    """sum_j s_ij (x_i - x_j); columns lie along the rows of the product, where there are warps for all of them."""
-    origin = load_origin(x_ptr, k, n_cols)[:, None]
-    col_in = k[:, None] < n_cols
-    mask = col_in & (partner[None, :] < n)
-    x = tl.load(x_ptr + partner[None, :] * n_cols + k[:, None], mask=mask, other=0.0).to(tl.float32)
-    sum_sx = tl.dot(tl.where(mask, x - origin, 0.0), tl.trans(s), input_precision=PRECISION)
-    mask = col_in & (row[None, :] < n)
-    at = row[None, :] * n_cols + k[:, None]
-    own = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) - origin
-    tl.store(out_ptr + at, tl.sum(s, 1)[None, :] * own - sum_sx, mask=mask)
-
-
-@triton.jit
 def _backward_kernel(
     grad_ptr, saved_ptr, kept_x_ptr, kept_y_ptr, x_ptr, y_ptr, to_x_ptr, to_y_ptr, scale, floor, share, each,
     n, x_cols, y_cols, ROOT: tl.constexpr, SYMMETRIC: tl.constexpr, PRECISION: tl.constexpr, ANCHORS: tl.constexpr,
@@ -178,29 +163,25 @@ def _backward_kernel(
             c = u_gradient(u, v, grad_ptr, each, saved_ptr, row, row_in, n, 1, SYMMETRIC)
             c += u_gradient(u, v, grad_ptr, each, saved_ptr, col, col_in, n, 0, SYMMETRIC)
             s = weight(c * share, u, du, other, scale, floor, ROOT)
-            _pull(s, x_ptr, to_x_ptr, row, col, k, n, x_cols, PRECISION)
+            pull_rows(s, x_ptr, to_x_ptr, row, col, k, n, x_cols, PRECISION)
     elif to_y_ptr is not None:
         c = v_gradient(u, v, grad_ptr, each, saved_ptr, row, row_in, n, 1, SYMMETRIC)
         c += v_gradient(u, v, grad_ptr, each, saved_ptr, col, col_in, n, 0, SYMMETRIC)
         s = weight(c * share, v, dv, other, scale, floor, ROOT)
-        _pull(s, y_ptr, to_y_ptr, row, col, k, n, y_cols, PRECISION)
+        pull_rows(s, y_ptr, to_y_ptr, row, col, k, n, y_cols, PRECISION)
 
 
 def pull_few(
     grad: Tensor, saved: Tensor, kept_x: Tensor, kept_y: Tensor, x: Tensor, y: Tensor, scale: float | None,
     floor: float, symmetric: bool, precision: str, reduction: str, factor: float, out: tuple,
 ) -> None:  # fmt: skip
-    """Gradients of at most SMALL contiguous rows into ``out``, None where one is not wanted. 16 columns a warp.
+    """Gradients of at most SMALL contiguous rows into ``out``, None where one is not wanted.
 
     A clamped distance is within a rounding of the root of the floor.
     """
-    partners = max(16, triton.next_power_of_2(len(x)))
-    warps = max(2, partners // 16)
-    block_d = min(64, 16 * warps)  # 128 take 144 KiB of shared memory, which an sm_86 does not have
-    grid = triton.cdiv(len(x), ANCHORS), triton.cdiv(max(x.size(1), y.size(1)), block_d), 2
-    _backward_kernel[grid](
+    grid, blocks = pull_launch(x if x.size(1) >= y.size(1) else y, precision)
+    _backward_kernel[(*grid, 2)](
         grad, saved, kept_x, kept_y, x, y, *out, 1.0 if scale is None else scale,
         1.0001 * floor**0.5, factor * share_of_row(len(x), reduction), int(reduction == "none"),
-        len(x), x.size(1), y.size(1), ROOT=scale is None, SYMMETRIC=symmetric, PRECISION=input_precision(precision),
-        ANCHORS=ANCHORS, PARTNERS=partners, BLOCK_D=block_d, num_warps=warps,
+        len(x), x.size(1), y.size(1), ROOT=scale is None, SYMMETRIC=symmetric, **blocks,
     )  # fmt: skip

@@ -7,7 +7,6 @@ from vifast.kernels._lang import tl, triton
 from vifast.kernels._tile import (
     CLOSE_PAIR,
     input_precision,
-    mean_free,
     mean_row,
     pull,
     softmax_update,
@@ -148,21 +147,21 @@ def pull_rows(
     precision: str, want_x: bool, want_y: bool,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of the wanted sets from the gradient of every row's loss."""
-    n, sides = len(x), []  # rows, their mean, mean-free rows, gradient, strip of weights
+    n, sides = len(x), []  # mean, mean-free rows, gradient, strip of weights
     for rows, want in ((x, want_x), (y, want_y)):
         mean = mean_row(rows, rows)
-        x_c = mean_free(rows, mean) if want else None
-        out = torch.empty_like(rows if x_c is None else x_c) if want else None
-        sides.append((rows, mean, x_c, out, x.new_empty(min(STRIP, n), n, dtype=torch.float32) if want else None))
+        x_c = rows.float() - mean if want else None
+        out = torch.empty_like(x_c) if want else None
+        sides.append((mean, x_c, out, x.new_empty(min(STRIP, n), n, dtype=torch.float32) if want else None))
     for start in range(0, n, STRIP):
         rows = min(STRIP, n - start)
         grid = (triton.cdiv(rows, _LAUNCH["BLOCK_M"]), triton.cdiv(n, _LAUNCH["BLOCK_N"]))
         _strip_kernel[grid](
-            x, y, sides[0][1], sides[1][1], grad, saved, sides[0][-1], sides[1][-1],
+            x, y, sides[0][0], sides[1][0], grad, saved, sides[0][-1], sides[1][-1],
             1.0 if scale is None else scale, floor, start, rows, n, x.size(1), y.size(1), ROOT=scale is None,
             SYMMETRIC=symmetric, CLOSE=CLOSE_PAIR, PRECISION=input_precision(precision), **_LAUNCH,
         )  # fmt: skip
-        for *side, out, strip in sides:
+        for _, x_c, out, strip in sides:
             if out is not None:
-                pull(strip[:rows], start, *side, out)
+                pull(strip[:rows], start, x_c, out)
     return tuple(out for *_, out, _ in sides)

@@ -6,18 +6,17 @@ r"""weighted_triplet: the weighted regularised triplet loss (WRT) of every ancho
                 w-_ij = e^{-d_ij} / (sum e^{-d} + 1e-6): negatives fade out beyond distances of about 14.
     stable      both are true softmaxes over their own set; an anchor without negatives has loss 0.
 
-Shapes   feat [N, D], labels [N] int64; out: loss [N], saved [7, N] (slope, largest positive, 1/z+, p, least negative,
-         1/z-, q), on the CPU the mean row [D], and up to KEEP_DISTANCES rows the distances [N, N]. Float32, or
-         float64 for float64. d_ij = sqrt(max(||f_i - f_j||^2, 1e-12)), no gradient through a clamped entry.
+Shapes   feat [N, D], labels [N] int64; out: loss [N], or [] for the reduction "mean" or "sum"; saved [7, N] (slope,
+         largest positive, 1/z+, p, least negative, 1/z-, q); on the CPU the mean row [D]; up to KEEP_DISTANCES rows, on
+         a GPU up to SMALL, the distances [N, N]. Float32, or float64 for float64. d_ij =
+         sqrt(max(||f_i - f_j||^2, 1e-12)), no gradient through a clamped entry.
 Backward with c_ij = dL/dd_ij and s_ij = (c_ij + c_ji) / d_ij, grad_i = f_i sum_j s_ij - sum_j s_ij f_j. From the saved
          values c_ij = slope_i e^{d_ij - m_i} (1 + d_ij - p_i) / z+_i for positives and
          -slope_i e^{-d_ij} (1 - d_ij + q_i) / z-_i for negatives; since 1e-6 does not move with m_i, the largest
          positive also gets -slope_i p_i 1e-6 / z+_i.
 Memory   mean-free rows (CPU: twice, as rows and packed) and the gradient, O(N) state, one tile (CPU) or one strip of
-         512 x N (CUDA): no N x N beyond KEEP_DISTANCES rows.
-Launches on a GPU up to SMALL rows three forward and three backward, the mean row, the weights and the product with
-         them: either would need a program to wait for all others, or to form all distances again for each block of
-         columns.
+         512 x N (CUDA): N x N only where distances are kept, with D / 128 times as much (CUDA) while they are made.
+Launches on a GPU up to SMALL rows one forward and one backward, see weighted_triplet_small.
 Floor    3 products N x N x D (forward, recomputed distances, gradient); 2 on the CPU, where each pair of tiles is
          multiplied once.
 Measured 1.2, 0.51, 0.35 and 0.43 of the platform's three products for 64, 512, 2048 and 8192 rows of 2048 on two cores
@@ -32,18 +31,20 @@ from torch.nn.functional import softplus
 from vifast.kernels import _C
 from vifast.kernels._cpu import float_rows, product, weighted_rows
 from vifast.kernels._lang import tl, triton
+from vifast.kernels._reduction import grad_of_rows, reduced, reduced_shape
 from vifast.kernels._registry import Op, check
+from vifast.kernels._small import SMALL
 from vifast.kernels._tile import (
     CLOSE_PAIR,
     gpu_rows,
     input_precision,
-    mean_free,
     mean_row,
     pull,
     softmax_update,
     sqdist_tile,
     tile_launch,
 )
+from vifast.kernels.weighted_triplet_small import coefficients, finish, pull_few, weigh
 
 EPS = 1e-6
 FLOOR = 1e-12
@@ -60,11 +61,11 @@ def _distances(x: Tensor) -> Tensor:
 
 
 def weighted_triplet_ref(
-    feat: Tensor, labels: Tensor, stable: bool, precision: str
+    feat: Tensor, labels: Tensor, stable: bool, precision: str, reduction: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = feat.to(torch.promote_types(feat.dtype, torch.float32))
     if len(x) == 0:
-        return tuple(torch.zeros_like(out) for out in _alloc(feat, labels, stable, precision))
+        return tuple(torch.zeros_like(out) for out in _alloc(feat, labels, stable, precision, reduction))
     dist = _distances(x)
     same = labels.unsqueeze(1) == labels
     eps = 0.0 if stable else EPS
@@ -81,9 +82,10 @@ def weighted_triplet_ref(
     loss = torch.where(active, softplus(p - q), 0.0)
     slope = torch.where(active, torch.sigmoid(p - q), 0.0)
     least = torch.where(has_neg, least, 0.0)
-    _, _, mean, kept = _alloc(feat, labels, stable, precision)
+    _, _, mean, kept = _alloc(feat, labels, stable, precision, reduction)
     mean = x.mean(0) if len(mean) else mean
     kept = dist.clone() if kept.dim() == 2 else kept
+    loss = reduced(loss, reduction)
     return loss, torch.stack((slope, top, inv_pos, p, least, inv_neg, q)), mean, kept
 
 
@@ -152,73 +154,57 @@ def _finish_kernel(
     inside = row < n
     m_pos, z_pos, t_pos = _merge(stats_ptr, row, n, n_splits, 0, inside)
     m_neg, z_neg, t_neg = _merge(stats_ptr, row, n, n_splits, 1, inside)
-    if not STABLE:
-        z_pos += EPS_
-        z_neg += EPS_
-    idle = z_neg == 0.0
-    inv_pos = 1.0 / z_pos
-    inv_neg = tl.where(idle, 0.0, 1.0 / tl.where(idle, 1.0, z_neg))
-    p = t_pos * inv_pos
-    q = t_neg * inv_neg
-    gap = p - q
-    tail = tl.exp(-tl.abs(gap))
-    # log(1 + tail) loses tail below 1e-7; the series is then exact to float32.
-    log1p = tl.where(tail < 1e-4, tail - 0.5 * tail * tail, tl.log(1.0 + tail))
-    loss = tl.where(gap == gap, tl.maximum(gap, 0.0), gap) + log1p  # noqa: PLR0124 - keeps a NaN
-    slope = tl.where(gap >= 0.0, 1.0 / (1.0 + tail), tail / (1.0 + tail))
-    slope = tl.where(gap == gap, slope, gap)  # noqa: PLR0124
-    tl.store(loss_ptr + row, tl.where(idle, 0.0, loss), mask=inside)
-    tl.store(saved_ptr + row, tl.where(idle, 0.0, slope), mask=inside)
-    tl.store(saved_ptr + n + row, m_pos, mask=inside)
-    tl.store(saved_ptr + 2 * n + row, inv_pos, mask=inside)
-    tl.store(saved_ptr + 3 * n + row, p, mask=inside)
-    tl.store(saved_ptr + 4 * n + row, tl.where(idle, 0.0, -m_neg), mask=inside)
-    tl.store(saved_ptr + 5 * n + row, inv_neg, mask=inside)
-    tl.store(saved_ptr + 6 * n + row, q, mask=inside)
+    finish(m_pos, z_pos, t_pos, m_neg, z_neg, t_neg, loss_ptr, saved_ptr, row, n, STABLE, EPS_)
 
 
 weighted_triplet = Op("weighted_triplet", weighted_triplet_ref)
 
 
 @weighted_triplet.register_fake
-def _alloc(feat, labels, stable, precision):
+def _alloc(feat, labels, stable, precision, reduction):
     fits = feat.dim() == 2 and labels.dim() == 1 and labels.size(0) == feat.size(0)
     check(fits, lambda: f"weighted_triplet: expected [N, D] and [N], got {list(feat.shape)} and {list(labels.shape)}")
     n, d = feat.shape
     acc = torch.promote_types(feat.dtype, torch.float32)
     native = feat.device.type == "cpu" and acc == torch.float32
     mean = (d,) if native else (0,)
-    dist = (n, n) if native and n <= KEEP_DISTANCES else (0,)
-    return tuple(feat.new_empty(shape, dtype=acc) for shape in ((n,), (SAVED, n), mean, dist))
+    dist = (n, n) if acc == torch.float32 and n <= (KEEP_DISTANCES if native else SMALL) else (0,)
+    shapes = reduced_shape(n, reduction), (SAVED, n), mean, dist
+    return tuple(feat.new_empty(shape, dtype=acc) for shape in shapes)
 
 
 @weighted_triplet.register_kernel("cpu")
-def _cpu(feat, labels, stable, precision):
-    loss, saved, mean, dist = out = _alloc(feat, labels, stable, precision)
+def _cpu(feat, labels, stable, precision, reduction):
+    loss, saved, mean, dist = _alloc(feat, labels, stable, precision, "none")
     kept = dist if dist.dim() == 2 else None
     _C.wrt_forward(float_rows(feat), labels.contiguous(), stable, loss, saved, mean, kept, torch.get_num_threads())
-    return out
+    return reduced(loss, reduction), saved, mean, dist
 
 
 @weighted_triplet.register_kernel("cuda")
-def _triton(feat, labels, stable, precision):
+def _triton(feat, labels, stable, precision, reduction):
     if feat.size(0) == 0:
-        return weighted_triplet_ref(feat, labels, stable, precision)
+        return weighted_triplet_ref(feat, labels, stable, precision, reduction)
     x, labels = gpu_rows(feat), labels.contiguous()
     n, n_cols = x.shape
+    constants = {"STABLE": stable, "EPS_": EPS, "FLOOR_": FLOOR}
+    if n <= SMALL:
+        loss, saved, mean, dist = _alloc(feat, labels, stable, precision, reduction)
+        with torch.cuda.device_of(x):
+            weigh(x, labels, loss, saved, dist, precision, reduction, constants)
+        return loss, saved, mean, dist
     launch = tile_launch(n, n)
     rows, cols = triton.cdiv(n, launch["BLOCK_M"]), triton.cdiv(n, launch["BLOCK_N"])
     splits = min(cols, max(1, 256 // rows))  # about two programs per multiprocessor however few the anchors
     stats = x.new_empty(6, splits, n, dtype=torch.float32)
-    loss, saved, *unused = _alloc(feat, labels, stable, precision)
+    loss, saved, *unused = _alloc(feat, labels, stable, precision, "none")
     with torch.cuda.device_of(x):
-        mean = mean_row(x, x, first=False)
         _fold_kernel[(rows, splits)](
-            x, mean, labels, stats, n, n_cols, splits, STABLE=stable, FLOOR_=FLOOR, CLOSE=CLOSE_PAIR,
+            x, mean_row(x, x), labels, stats, n, n_cols, splits, STABLE=stable, FLOOR_=FLOOR, CLOSE=CLOSE_PAIR,
             PRECISION=input_precision(precision), **launch,
         )  # fmt: skip
         _finish_kernel[(triton.cdiv(n, 128),)](stats, loss, saved, n, splits, STABLE=stable, EPS_=EPS, BLOCK=128)
-    return loss, saved, *unused
+    return reduced(loss, reduction), saved, *unused
 
 
 def _backward_ref(
@@ -230,6 +216,7 @@ def _backward_ref(
     labels: Tensor,
     stable: bool,
     precision: str,
+    reduction: str,
 ) -> Tensor:
     x = feat.to(saved.dtype)
     if len(x) == 0:
@@ -237,7 +224,7 @@ def _backward_ref(
     x = x - x.nan_to_num(0.0, 0.0, 0.0).mean(0)
     dist = _distances(x)
     slope, top, inv_pos, p, least, inv_neg, q = (row.unsqueeze(1) for row in saved)
-    slope = slope * grad.unsqueeze(1)
+    slope = slope * grad_of_rows(grad, len(x), reduction).unsqueeze(1)
     pos = (dist - top).exp() * (1 + dist - p)
     if not stable:
         at_top = dist == dist.masked_fill(labels.unsqueeze(1) != labels, -torch.inf).amax(1, keepdim=True)
@@ -252,14 +239,14 @@ weighted_triplet_backward = Op("weighted_triplet_backward", _backward_ref)
 
 
 @weighted_triplet_backward.register_fake
-def _alloc_backward(grad, saved, mean, dist, feat, labels, stable, precision):
+def _alloc_backward(grad, saved, mean, dist, feat, labels, stable, precision, reduction):
     return torch.empty_like(feat, memory_format=torch.contiguous_format)
 
 
 @weighted_triplet_backward.register_kernel("cpu")
-def _cpu_backward(grad, saved, mean, dist, feat, labels, stable, precision):
+def _cpu_backward(grad, saved, mean, dist, feat, labels, stable, precision, reduction):
     x, threads = float_rows(feat), torch.get_num_threads()
-    labels, grad = labels.contiguous(), grad.contiguous()
+    labels, grad = labels.contiguous(), grad_of_rows(grad, len(x), reduction)
     x_c = torch.empty_like(x)
     _C.subtract(x, mean, x_c, threads)
     if dist.dim() == 2:
@@ -289,53 +276,32 @@ def _strip_kernel(
         tl.load(labels_ptr + row, mask=row_in, other=0)[:, None]
         == tl.load(labels_ptr + col, mask=col_in, other=0)[None, :]
     )
-    c = _coefficients(d, same, grad_ptr, saved_ptr, row, row_in, n, 1, STABLE, EPS_)
-    c += _coefficients(d, same, grad_ptr, saved_ptr, col, col_in, n, 0, STABLE, EPS_)
+    c = coefficients(d, same, grad_ptr, 1, saved_ptr, row, row_in, n, 1, STABLE, EPS_)
+    c += coefficients(d, same, grad_ptr, 1, saved_ptr, col, col_in, n, 0, STABLE, EPS_)
     s = tl.where((sq <= FLOOR_) | (row[:, None] == col[None, :]), 0.0, c / d)
     mask = (local[:, None] < n_rows) & col_in[None, :]
     tl.store(strip_ptr + local[:, None] * tl.cast(n, tl.int64) + col[None, :], s, mask=mask)
 
 
-@triton.jit
-def _coefficients(
-    d,
-    same,
-    grad_ptr,
-    saved_ptr,
-    anchor,
-    inside,
-    n,
-    AXIS: tl.constexpr,
-    STABLE: tl.constexpr,
-    EPS_: tl.constexpr,
-):
-    """dL/dd of a tile whose anchors lie along the rows (AXIS 1: expand columns) or along the columns (AXIS 0)."""
-    slope = tl.load(saved_ptr + anchor, mask=inside, other=0.0) * tl.load(grad_ptr + anchor, mask=inside, other=0.0)
-    top = tl.expand_dims(tl.load(saved_ptr + n + anchor, mask=inside, other=0.0), AXIS)
-    w_pos = tl.expand_dims(slope * tl.load(saved_ptr + 2 * n + anchor, mask=inside, other=0.0), AXIS)
-    p = tl.expand_dims(tl.load(saved_ptr + 3 * n + anchor, mask=inside, other=0.0), AXIS)
-    least = tl.expand_dims(tl.load(saved_ptr + 4 * n + anchor, mask=inside, other=0.0), AXIS)
-    w_neg = tl.expand_dims(slope * tl.load(saved_ptr + 5 * n + anchor, mask=inside, other=0.0), AXIS)
-    q = tl.expand_dims(tl.load(saved_ptr + 6 * n + anchor, mask=inside, other=0.0), AXIS)
-    pos = tl.exp(tl.where(same, d - top, 0.0)) * (1.0 + d - p)
-    if not STABLE:
-        pos = pos - tl.where(d >= top, EPS_ * p, 0.0)
-    neg = tl.exp(tl.where(same, 0.0, least - d)) * (1.0 - d + q)
-    return tl.where(same, w_pos * pos, -w_neg * neg)
-
-
 @weighted_triplet_backward.register_kernel("cuda")
-def _triton_backward(grad, saved, mean, dist, feat, labels, stable, precision):
+def _triton_backward(grad, saved, mean, dist, feat, labels, stable, precision, reduction):
     if feat.size(0) == 0:
-        return _backward_ref(grad, saved, mean, dist, feat, labels, stable, precision)
-    x, labels, grad = gpu_rows(feat), labels.contiguous(), grad.contiguous()
+        return _backward_ref(grad, saved, mean, dist, feat, labels, stable, precision, reduction)
+    x, labels = gpu_rows(feat), labels.contiguous()
     n, n_cols = x.shape
+    if n <= SMALL:
+        out = _alloc_backward(grad, saved, mean, dist, feat, labels, stable, precision, reduction)
+        with torch.cuda.device_of(x):
+            constants = {"STABLE": stable, "EPS_": EPS, "FLOOR_": FLOOR}
+            pull_few(grad.contiguous(), saved, dist, x, labels, out, precision, reduction, constants)
+        return out
+    grad = grad_of_rows(grad, n, reduction)
     launch = tile_launch(n, n) | {"BLOCK_N": 32}  # fourteen values an anchor beside the tile: 64 spill on sm_100
     strip = x.new_empty(min(STRIP, n), n, dtype=torch.float32)
     with torch.cuda.device_of(x):
-        mean = mean_row(x, x, first=False)
-        x_c = mean_free(x, mean)
-        out = torch.empty_like(x if x_c is None else x_c)
+        mean = mean_row(x, x)
+        x_c = x.float() - mean
+        out = torch.empty_like(x_c)
         for start in range(0, n, STRIP):
             rows = min(STRIP, n - start)
             grid = (triton.cdiv(rows, launch["BLOCK_M"]), triton.cdiv(n, launch["BLOCK_N"]))
@@ -343,21 +309,20 @@ def _triton_backward(grad, saved, mean, dist, feat, labels, stable, precision):
                 x, mean, labels, grad, saved, strip, start, rows, n, n_cols, STABLE=stable, EPS_=EPS, FLOOR_=FLOOR,
                 CLOSE=CLOSE_PAIR, PRECISION=input_precision(precision), **launch,
             )  # fmt: skip
-            pull(strip[:rows], start, x, mean, x_c, out)
+            pull(strip[:rows], start, x_c, out)
     return out.to(feat.dtype)
 
 
 def _setup(ctx, inputs, output):
-    feat, labels, ctx.stable, ctx.precision = inputs
+    feat, labels, *ctx.how = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:], feat, labels)
 
 
 def _backward(ctx, grad, *_):
     if grad is None:
-        return (None,) * 4
-    grad_feat = weighted_triplet_backward(grad, *ctx.saved_tensors, ctx.stable, ctx.precision)
-    return grad_feat, None, None, None
+        return (None,) * 5
+    return weighted_triplet_backward(grad, *ctx.saved_tensors, *ctx.how), None, None, None, None
 
 
 weighted_triplet.register_autograd(_backward, _setup)

@@ -197,14 +197,21 @@ LAUNCHES = {
     "unit_rows": [(_FEATURES[0],), (_HALF_LOGITS[0],)],
     "unit_rows_backward": [(_FEATURES[0],) * 2, (_LOGITS[0], _HALF_LOGITS[0])],
     "weighted_triplet": [
-        (*_SELF[:2], False, "exact"),
-        (*_HALF[:2], True, "fast"),
-        (*_OTHER[:2], True, "exact"),
+        (*_SELF[:2], False, "exact", "mean"),
+        (*_HALF[:2], True, "fast", "none"),
+        *[(_floats(n, WIDTH), _indices(n), False, "exact", "mean") for n in (16, 32, 64, 128)],
+        (_floats(128, 768).bfloat16(), _indices(128), True, "fast", "none"),
     ],
     "weighted_triplet_backward": [
-        (*_WRT, *_SELF[:2], False, "exact"),
-        (*_WRT, *_HALF[:2], True, "fast"),
-        (_floats(SMALL), _floats(7, SMALL), _floats(0), _floats(0), *_OTHER[:2], True, "exact"),
+        (*_WRT, *_SELF[:2], False, "exact", "none"),
+        (*_WRT, *_HALF[:2], True, "fast", "none"),
+        *[
+            (_floats(), _floats(7, n), _floats(0), _floats(n, n), x, _indices(n), stable, "exact", "mean")
+            for n, x, stable in (
+                *((n, _floats(n, WIDTH), False) for n in (16, 32, 64, 128)),
+                (128, _floats(128, 768).bfloat16(), True),
+            )
+        ],
     ],
 }
 

@@ -13,7 +13,7 @@ ARGS = {
     "batch_hard_backward": (torch.ones(()), None, None, FEAT, None, *MINED, "euclidean", 0.3, "mean"),
     "pairwise_distance": (FEAT, None, 1e-12, True, "exact"),
     "pairwise_distance_backward": (torch.ones(9, 9), torch.rand(9, 9) + 1, FEAT, None, 1e-12, True),
-    "weighted_triplet": (FEAT, LABELS, False, "exact"),
+    "weighted_triplet": (FEAT, LABELS, False, "exact", "mean"),
 }
 
 
@@ -99,7 +99,7 @@ def test_fake_tensors_have_the_shapes_of_real_ones(name):
         ("pairwise_distance", (FEAT, FEAT[:, 1:], 0.0, True, "exact"), r"got \[9, 5\] and \[9, 4\]"),
         (
             "weighted_triplet",
-            (FEAT, LABELS[1:], False, "exact"),
+            (FEAT, LABELS[1:], False, "exact", "mean"),
             r"expected \[N, D\] and \[N\], got \[9, 5\] and \[8\]",
         ),
     ],

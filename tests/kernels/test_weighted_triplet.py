@@ -75,7 +75,7 @@ def test_golden_weights():
         x, y, w_pos, w_neg, dist = (
             torch.from_numpy(golden[f"a__{name}"]) for name in ("x", "y", "w_pos", "w_neg", "dist")
         )
-    _, saved, *_ = weighted_triplet(x.double(), y, False, "exact")
+    _, saved, *_ = weighted_triplet(x.double(), y, False, "exact", "none")
     _, top, inv_pos, p, least, inv_neg, q = saved.unsqueeze(2)
     same = y.unsqueeze(1) == y
     assert_close(torch.where(same, (dist - top).exp() * inv_pos, 0.0), w_pos, rtol=1e-9, atol=1e-9)
@@ -88,7 +88,7 @@ def test_golden_weights():
 def test_op(stable):
     def make_args(n):
         feat, labels = features(n, 7, num_instances=3)
-        return feat.requires_grad_(), labels, stable, "exact"
+        return feat.requires_grad_(), labels, stable, "exact", "mean" if stable else "none"
 
     check_op(weighted_triplet, make_args, length=9, outputs=1)
 
@@ -99,13 +99,21 @@ def test_values_on_every_back_end(backend, stable, n):
     if backend.name == "triton" and n > 129:
         pytest.skip("slow in the interpreter")
     feat, labels = features(n, 5, device=backend.device)
-    check_values(weighted_triplet, (feat.requires_grad_(), labels, stable, "exact"), length=n, outputs=1)
+    check_values(weighted_triplet, (feat.requires_grad_(), labels, stable, "exact", "none"), length=n, outputs=1)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("n", [3, 16, 65, 128, 129])  # less than a block of anchors, one, several, the first beyond
+def test_reductions_on_every_back_end(backend, reduction, n):
+    feat, labels = features(n, 140, num_instances=3, device=backend.device)  # two blocks of columns
+    args = (feat.requires_grad_(), labels, reduction == "sum", "exact", reduction)
+    check_values(weighted_triplet, args, length=n, outputs=1)
 
 
 @pytest.mark.slow
 def test_more_rows_than_a_strip(backend):
     feat, labels = features(520, 3, num_instances=8, device=backend.device)
-    check_values(weighted_triplet, (feat.requires_grad_(), labels, False, "exact"), length=520, outputs=1)
+    check_values(weighted_triplet, (feat.requires_grad_(), labels, False, "exact", "mean"), length=520, outputs=1)
 
 
 @pytest.mark.parametrize("stable", [False, True])

@@ -3,7 +3,6 @@ from torch import Tensor
 
 from vifast import _checks
 from vifast.functional._common import PRECISIONS, REDUCTIONS
-from vifast.kernels._reduction import reduced
 from vifast.kernels.weighted_triplet import weighted_triplet
 
 
@@ -52,5 +51,4 @@ def weighted_triplet_loss(
     if normalize:
         feat = feat.to(torch.promote_types(feat.dtype, torch.float32))
         feat = feat / (feat.norm(dim=1, keepdim=True) + 1e-12)
-    loss, *_ = weighted_triplet(feat, labels, bool(stable), precision)
-    return reduced(loss, reduction)
+    return weighted_triplet(feat, labels, bool(stable), precision, reduction)[0]
