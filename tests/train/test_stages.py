@@ -1,12 +1,14 @@
 """A student and its teacher: as one run, cut short anywhere, and with the run of another."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from vifast.report import render
 from vifast.train import checkpoint, stages
 from vifast.train.config import ConfigError, load_config
 from vifast.train.evaluate import evaluate_run
@@ -14,6 +16,7 @@ from vifast.train.log import RunLog, read_metrics
 from vifast.train.loop import RunError, Stopped
 from vifast.train.plan import plan_run
 from vifast.train.record import read_run
+from vifast.train.run_page import make_page
 from vifast.train.teacher import teacher_config
 
 TEACHER = "teacher_config={base: agw-sysu, epochs: 2, evaluate_every: 1, dataset: {num_ids: 2, num_instances: 2}}"
@@ -126,6 +129,22 @@ def test_a_run_of_both_has_all_of_both(whole, config):
     assert evaluate_run(whole, config.data).scores.to_json() == (whole / "results.json").read_text()
     weights = load_file(checkpoint.find_weights(whole))
     assert {name.partition(".")[0] for name in weights} == {"network", "prototypes_v", "prototypes_i"}
+
+
+def test_its_page_shows_the_teacher_and_what_was_observed(whole):
+    page = render(make_page([whole]))
+    assert {"Teacher and student", "Observed"} <= {*re.findall("<h2>(.*?)</h2>", page)}
+    results = [json.loads((run / "results.json").read_text()) for run in (whole / "teacher", whole)]
+    for name, found in zip(("teacher</td><td>AGW", "student</td><td>DAKD"), results, strict=True):
+        assert f"<td>{name}</td><td>{100 * found['rank1']:.1f} %</td>" in page
+    shown = re.findall("<figure.*?<h3>(.*?)</h3>", page)
+    assert [f"{level}_{m}" for level in ("class", "instance") for m in "rv"] == [
+        name for name in shown if name.startswith(("class_", "instance_"))
+    ]
+    assert {"confidence_v", "confidence_r", "kept"} <= {*shown}
+    alone = render(make_page([whole / "teacher"]))
+    assert "Teacher and student" not in alone
+    assert "Observed" not in alone
 
 
 def test_a_finished_run_teaches_another(whole, overrides, tmp_path):

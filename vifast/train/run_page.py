@@ -15,6 +15,7 @@ from vifast.report.scores import SCORES
 from vifast.train.comparison import group_runs, score_table
 from vifast.train.ranked import load_ranked
 from vifast.train.record import CONFIG, Run, read_run
+from vifast.train.run_details import observed, taught
 
 Coloured = Sequence[tuple[int, Run]]  # runs with the series of their figures
 
@@ -35,7 +36,7 @@ def make_page(folders: Sequence[Path], data: Path | None = None) -> Page:
 
 def _page_of_one(run: Run, data: Path | None) -> Page:
     sections = [] if run.scores is None else [score_tiles(run.scores)]
-    sections += _retrieval([(0, run)], ()) + _training([(0, run)], ())
+    sections += taught(run) + _retrieval([(0, run)], ()) + _training([(0, run)], ()) + observed(run)
     if run.results is not None:
         sections += _trials(run.results["trials"])
     sections += _ranked(run, data)
