@@ -47,17 +47,6 @@ CALLS = {
 }
 
 
-@pytest.fixture
-def no_host_reads(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("an op reads from the device")
-
-    for name in ("item", "tolist", "numpy", "nonzero", "cpu", "__bool__", "__int__", "__float__", "__index__"):
-        monkeypatch.setattr(torch.Tensor, name, refuse)
-    for name in ("nonzero", "unique", "masked_select"):
-        monkeypatch.setattr(torch, name, refuse)
-
-
 #: No gradient; and records of images, which are drawn on the host and checked there.
 OTHERS = {
     "check_finite",

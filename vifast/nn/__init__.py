@@ -1,6 +1,6 @@
 """Modules that sit in a re-identification network: pooling, neck, non-local block, purifier, prompts."""
 
-from vifast.nn.frozen import frozen
+from vifast.nn.frozen import Frozen
 from vifast.nn.gem import GeM
 from vifast.nn.neck import BNNeck
 from vifast.nn.non_local import NonLocal
@@ -10,6 +10,7 @@ from vifast.nn.split_batch_norm import SplitBatchNorm1d, SplitBatchNorm2d, split
 
 __all__ = [
     "BNNeck",
+    "Frozen",
     "GeM",
     "InstanceNormPurifier",
     "ModalityPrompts",
@@ -17,6 +18,5 @@ __all__ = [
     "Purified",
     "SplitBatchNorm1d",
     "SplitBatchNorm2d",
-    "frozen",
     "split_batch_norms",
 ]

@@ -1,20 +1,35 @@
 """A module that only answers."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
 from torch import nn
 
 
-def frozen(module: nn.Module) -> nn.Module:
-    """The module itself in evaluation mode, its tensors in buffers that no state dict holds.
+class Frozen(nn.Module):
+    """Holds a module that is trained no more, a teacher: it stays in evaluation mode and has no gradients.
 
-    It moves with the module that owns it, but has no parameters to train, to count or to save: a teacher.
+    It moves with the module that owns it, but nothing of it is among that one's parameters, buffers and state: so it is
+    neither saved nor sent to other processes.
 
-    >>> student = nn.ModuleList([nn.Linear(2, 2), frozen(nn.Linear(2, 2))])
-    >>> sorted(student.state_dict()), sum(p.numel() for p in student.parameters())
-    (['0.bias', '0.weight'], 6)
+    Args:
+        module: it is changed. ``forward`` calls it without gradient, ``module`` gives it as it is.
+
+    >>> student = nn.ModuleList([nn.Linear(2, 2), Frozen(nn.Linear(2, 2))])
+    >>> sorted(student.state_dict()), student.train()[1].module.training
+    (['0.bias', '0.weight'], False)
     """
-    for part in module.modules():
-        tensors = (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
-        for name, tensor in tensors:
-            delattr(part, name)
-            part.register_buffer(name, tensor.detach(), persistent=False)
-    return module.eval()
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        object.__setattr__(self, "module", module.eval().requires_grad_(False))  # past nn.Module, which would own it
+
+    def forward(self, *inputs, **options):
+        with torch.no_grad():  # not in inference mode: an objective may keep the answer for its backward
+            return self.module(*inputs, **options)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Frozen:
+        self.module._apply(fn, recurse)
+        return super()._apply(fn, recurse)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -27,7 +28,6 @@ class CKDANetwork(nn.Module):
 
     Source: spec ckda 2 and 3.
 
-    >>> import torch
     >>> network = CKDANetwork(CKDAOptions(backbone="vit_tiny_demo", image_size=(64, 32)))
     >>> feat, prompts = network(torch.zeros(2, 3, 64, 32), torch.tensor([0, 1]))
     >>> feat.shape, prompts.shape
@@ -61,4 +61,5 @@ class CKDANetwork(nn.Module):
         return self.backbone(images, modality), prompts
 
     def unit(self, feat: Tensor) -> Tensor:
-        return normalize(self.neck(feat).float())
+        rows = self.neck(feat)
+        return normalize(rows.to(torch.promote_types(rows.dtype, torch.float32)))

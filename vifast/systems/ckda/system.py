@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vifast.kernels.linear import linear
 from vifast.losses import CKDALoss
 from vifast.models import copy_tensors, load_vit
-from vifast.nn import frozen
+from vifast.nn import Frozen
 from vifast.systems.base import Batch, System, TrainingImages
 from vifast.systems.ckda import prototypes
 from vifast.systems.ckda.merge import affinity_change, merge_
@@ -64,7 +63,7 @@ class CKDA(System):
             symmetric=options.symmetric,
             terms=options.terms,
         )
-        self.teacher: CKDANetwork | None = None
+        self.teacher: Frozen | None = None  # of a CKDANetwork
         self._teacher_dtype = torch.float32
         self._aligned = not {"intra", "inter"}.isdisjoint(options.terms)
         self._held = "prompt" in options.terms and self.network.prompts is not None
@@ -75,19 +74,14 @@ class CKDA(System):
         elif options.weights is not None:
             load_vit(self.network.backbone, options.weights)
 
-    def train(self, mode: bool = True) -> CKDA:
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
-
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         images, modality = batch["image"], batch["modality"]
         with self.watch("forward"):
-            feat, prompts = self.network(images, modality)
             old_feat, old_prompts = self._taught(images, modality)
-            if old_prompts is not None and not self.options.prompt_noise:
-                prompts = self._quiet_prompts(images, modality)
+            quiet = old_prompts is not None and not self.options.prompt_noise
+            # Before the network sees the batch, which moves its statistics.
+            quiet_prompts = self._quiet_prompts(images, modality) if quiet else None
+            feat, prompts = self.network(images, modality)
         # Features are float32, and so is everything that is computed of them.
         with self.watch("losses"), torch.autocast(feat.device.type, enabled=False):
             feat, modality, labels, *old = self.mined(
@@ -102,7 +96,7 @@ class CKDA(System):
                 if self.options.cka_student_feature == "post_neck":
                     given |= _halves("align", neck)
             if old_prompts is not None:
-                given |= {"prompts": prompts, "teacher_prompts": old_prompts}
+                given |= {"prompts": quiet_prompts if quiet else prompts, "teacher_prompts": old_prompts}
             return self.losses(labels=labels, **given)
 
     def embed(self, batch: Batch) -> Tensor:
@@ -129,19 +123,16 @@ class CKDA(System):
         return groups
 
     def backbones(self) -> list[nn.Module]:
-        return [network.backbone for network in (self.network, self.teacher) if network is not None]
+        return [self.network.backbone] + ([] if self.teacher is None else [self.teacher.module.backbone])
 
     def _continue(self, previous: str) -> None:
         path = f"previous: {Path(previous) / FINAL / WEIGHTS}"
         copy_tensors(self, self._carried(read_final(previous, WEIGHTS)), path, optional=_is_classifier)
         if not (self._aligned or self._held):
             return
-        self.teacher = frozen(copy.deepcopy(self.network))
+        self.teacher = Frozen(copy.deepcopy(self.network))
         for name, rows in prototypes.read(previous, self.classifier.in_features).items():
             setattr(self, name, rows)
-        # Constants, equal everywhere: nothing to send to other processes at every step.
-        constants = [name for name, _ in self.named_buffers() if name.startswith(("teacher.", *prototypes.NAMES))]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, constants)
 
     def _carried(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The old weights without the classifier, unless it is the new one's, too."""
@@ -155,17 +146,18 @@ class CKDA(System):
         if self.teacher is None:
             return None, None
         self._cast_teacher(images.device.type)
+        teacher = self.teacher.module
         with torch.no_grad():
             if not self._aligned:
-                return None, self.teacher.prompts(images, modality)[1]
-            feat, prompts = self.teacher(images, modality)
-            return self.teacher.unit(feat), prompts if self._held else None
+                return None, teacher.prompts(images, modality)[1]
+            feat, prompts = teacher(images, modality)
+            return teacher.unit(feat), prompts if self._held else None
 
     def _cast_teacher(self, device: str) -> None:
         """Its matrices in the type that autocast would else make of them in every step."""
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         if dtype != self._teacher_dtype:
-            for part in self.teacher.modules():
+            for part in self.teacher.module.modules():
                 if isinstance(part, (nn.Linear, nn.Conv2d)):
                     part.to(dtype)
             self._teacher_dtype = dtype
