@@ -132,3 +132,40 @@ def test_killed_by_the_system_at_a_random_moment(tiny_overrides, tmp_path):
     assert subprocess.run(command, cwd=tmp_path, check=True).returncode == 0
     assert kills >= 2
     same_run(tmp_path / "run", tmp_path / "whole")
+
+
+CKDA = [  # two stages: dropout, stochastic depth, a teacher and a merge
+    "options={preset: release, backbone: vit_tiny_demo}",
+    "dataset={name: sysu, height: 64, width: 32, num_ids: 2, num_instances: 2}",
+    "steps_per_epoch=2",
+    "epochs=2",
+    "precision=no",
+]
+
+
+@pytest.mark.parametrize("killed_at", [3, "finish"])
+def test_a_later_stage_goes_on_to_the_same_bits(sysu_root, tmp_path, monkeypatch, killed_at):
+    first = load_config("ckda-clean", [f"data={sysu_root}", *CKDA])
+    Trainer(first, tmp_path / "one", quiet=True).fit()
+    config = load_config("ckda-clean", [f"data={sysu_root}", *CKDA, f"options.previous={tmp_path / 'one'}", "seed=1"])
+    config = config.model_copy(update={"checkpoint_every": 1})
+    Trainer(config, tmp_path / "whole", quiet=True).fit()
+    if killed_at == "finish":
+
+        def killed(*args):
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save_final", killed)
+            with pytest.raises(MemoryError):
+                Trainer(config, tmp_path / "run", quiet=True).fit()
+    else:
+        fit_until(killed_at, config, tmp_path / "run")
+    torch.manual_seed(12345)
+    Trainer(config, tmp_path / "run", resume=True, quiet=True).fit()
+    same_run(tmp_path / "run", tmp_path / "whole")
+    knowledge = [load_file(tmp_path / run / checkpoint.FINAL / checkpoint.KNOWLEDGE) for run in ("run", "whole")]
+    assert all(torch.equal(rows, knowledge[1][name]) for name, rows in knowledge[0].items())
+    assert not torch.equal(
+        knowledge[0]["prototypes_v"], load_file(tmp_path / "one/final/knowledge.safetensors")["prototypes_v"]
+    )
