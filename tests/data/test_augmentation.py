@@ -128,11 +128,11 @@ def test_presets_carry_their_constants(name, fill, pad_value):
     assert (params.mean, params.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def test_only_caj_and_dakd_change_colours():
+def test_only_caj_mce_and_dakd_change_colours():
     for name in Augment.PRESETS:
         policy = Augment.preset(name)
         changes = policy.cutswap.p > 0 or policy.exchange_infrared.channel > 0
-        assert changes == (name in ("caj", "dakd"))
+        assert changes == (name in ("caj", "mce", "dakd"))
     with pytest.raises(ValueError, match=r"^preset: expected one of agw, .*, got 'dakt'$"):
         Augment.preset("dakt")
 

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from vifast.data import Augment, CrossModalSampler, make_loader, open_cache, sysu
 from vifast.data.augmentation import Exchange, MixUp
 from vifast.data.images import read_image
+from vifast.functional import augment
 
 SIZE = (32, 16)
 NOISY = Augment(pad=2, exchange_visible=Exchange(channel=0.5))
@@ -121,6 +123,43 @@ def test_without_a_sampler_all_images_come_in_order_and_unchanged(train):
         [0.485, 0.456, 0.406]
     ).view(3, 1, 1)
     np.testing.assert_allclose(restored.permute(1, 2, 0).numpy() * 255, pixels, atol=1e-3)
+
+
+def test_auxiliary_views_are_drawn_anew_and_show_one_channel(train):
+    """Every visible image once more, whatever its batch."""
+    policy = Augment(pad=4, flip=0.5)
+    options = {"size": SIZE, "augment": policy, "seed": 5}
+    loader = make_loader(train, auxiliary=True, batch_size=9, **options)
+    loader.set_epoch(2)
+    plain = make_loader(train, batch_size=9, **options)
+    plain.set_epoch(2)
+    different, shown = 0, set()
+    for batch, usual in zip(loader, plain, strict=True):
+        auxiliary = batch.pop("auxiliary")
+        assert equal([batch], [usual])
+        index = batch["index"][batch["modality"] == 0]
+        assert len(auxiliary) == len(index)
+        if not len(index):
+            continue
+        one_channel = replace(policy, exchange_visible=Exchange(channel=1.0))
+        params = one_channel.draw(index, torch.zeros_like(index), SIZE, seed=5, epoch=2, view=1)
+        raw = np.stack([read_image(train.paths[i], SIZE, "bilinear") for i in index])
+        assert torch.equal(auxiliary, augment(torch.from_numpy(raw), params))
+        shown |= set(params.column("red").tolist())
+        first = policy.draw(index, torch.zeros_like(index), SIZE, seed=5, epoch=2)
+        different += (first.column("dx") != params.column("dx")).sum().item()
+    assert different > 0
+    assert shown == {0, 1, 2}
+    assert "auxiliary" not in next(iter(loader.plain()))
+
+
+def test_auxiliary_views_need_a_policy_that_leaves_colours(train):
+    with pytest.raises(ValueError, match="auxiliary: expected an augment that does not mix images, got None"):
+        make_loader(train, size=SIZE, auxiliary=True)
+    with pytest.raises(ValueError, match="auxiliary: expected an augment that does not mix images, got Augment"):
+        make_loader(train, size=SIZE, auxiliary=True, augment=Augment(mixup_cross=MixUp()))
+    with pytest.raises(ValueError, match="cutswap: expected p 0 in modality 'v'"):
+        make_loader(train, size=SIZE, auxiliary=True, augment=Augment.preset("dakd"))
 
 
 @pytest.mark.parametrize("cached", [False, True])

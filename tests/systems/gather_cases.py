@@ -15,6 +15,7 @@ OPTIONS = {
     "agw": {**TINY, "non_local": (0, 0, 0, 0)},
     "dakd": {**TINY, "non_local": (0, 0, 1, 0)},
     "idkl": {**TINY, "reduction": 4, "dropout": 0.0},
+    "mce": {**TINY, "non_local": (0, 0, 1, 0)},
 }
 ROWS, IDENTITIES = 16, 4
 
@@ -27,6 +28,9 @@ def system(name):
         result.learn_from(kind.build(kind.Options(**OPTIONS[name]), num_classes=IDENTITIES).double())
         for prototypes in (result.prototypes_v, result.prototypes_i):
             torch.nn.init.normal_(prototypes)
+    if name == "mce":
+        result.objective.memory.fill(torch.randn(3, IDENTITIES, result.network.out_channels, dtype=torch.float64))
+        result.network.neck.eval()
     for module in result.modules():
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.InstanceNorm2d | SplitBatchNorm1d):
             module.eval()  # whose statistics are those of a process, also in published multi-GPU training
@@ -37,24 +41,27 @@ def batch():
     torch.manual_seed(1)
     rows = torch.arange(ROWS)
     images = torch.randn(ROWS, 3, 32, 16, dtype=torch.float64)
-    return {"image": images, "label": rows * IDENTITIES // ROWS, "modality": 1 - rows % 2}
+    auxiliary = images[1::2].flip(2)
+    return {"image": images, "label": rows * IDENTITIES // ROWS, "modality": 1 - rows % 2, "auxiliary": auxiliary}
 
 
-def step(name, rank=0, ranks=1):
-    """The loss, and the gradients by name, of this rank's slice of the batch."""
+def step(name, rank=0, ranks=1, gather="all"):
+    """The loss, the gradients by name, and memories after the step, of this rank's slice of the batch."""
     model = system(name)
-    model.gather = "all"
+    model.gather = gather
     wrapped = DistributedDataParallel(model, find_unused_parameters=True) if ranks > 1 else model
-    own = slice(rank * ROWS // ranks, (rank + 1) * ROWS // ranks)
-    parts = wrapped({key: value[own] for key, value in batch().items()})
+    parts = wrapped({key: value.chunk(ranks)[rank] for key, value in batch().items()})
     parts["loss"].backward()
-    return parts["loss"].detach(), {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    model.end_step()
+    grads = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    return parts["loss"].detach(), grads, {key: value for key, value in model.named_buffers() if "memory" in key}
 
 
 def main(folder, rank, ranks):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=ranks)
-    torch.save({name: step(name, rank, ranks) for name in OPTIONS}, Path(folder) / f"{rank}.pt")
+    told = {name: step(name, rank, ranks) for name in OPTIONS} | {"own rows": step("mce", rank, ranks, "rank")}
+    torch.save(told, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -26,13 +26,23 @@ def group(tmp_path_factory):
 
 @pytest.mark.parametrize("name", cases.OPTIONS)
 def test_two_processes_take_the_step_of_one(group, name):
-    loss, grads = cases.step(name)
+    loss, grads, _ = cases.step(name)
     for results in group:
-        got, own = results[name]
+        got, own, _ = results[name]
         assert_close(got, loss, rtol=1e-12, atol=0)
         assert own.keys() == grads.keys()
         for key, grad in grads.items():
             assert_close(own[key], grad, rtol=1e-9, atol=1e-12 + 1e-9 * grad.abs().max().item(), msg=key)
+
+
+@pytest.mark.parametrize("name", ["mce", "own rows"])
+def test_memories_move_by_the_rows_of_all_processes(group, name):
+    """Also where every process compares its own rows alone."""
+    _, _, memories = cases.step("mce")
+    assert len(memories) == 2
+    for results in group:
+        for key, value in memories.items():
+            assert_close(results[name][2][key], value, rtol=1e-12, atol=1e-12)
 
 
 def test_one_process_keeps_its_rows():

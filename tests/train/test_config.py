@@ -5,6 +5,7 @@ from pydantic import ValidationError
 from vifast import systems
 from vifast.data import Augment
 from vifast.data.augmentation import CutSwap
+from vifast.systems.mce import MCEOptions
 from vifast.train.config import ConfigError, build_config, dump_config, load_config, presets
 from vifast.train.schedule import lr_factor
 
@@ -131,6 +132,24 @@ def test_words_that_older_yaml_takes_for_booleans_are_words():
     config = load_config("idkl-sysu", ["precision=no", "options.graph=off", "channels_last=false"])
     assert (config.precision, config.options.graph, config.channels_last) == ("no", "off", False)
     assert build_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_mce_presets_are_the_published_recipe():
+    sysu, regdb, llcm = (load_config(f"mce-{name}") for name in ("sysu", "regdb", "llcm"))
+    for config in (sysu, regdb, llcm):
+        assert config.system == "mce"
+        assert (config.dataset.num_ids, config.dataset.num_instances) == (8, 4)
+        assert config.dataset.sampler == "with_replacement"
+        assert config.dataset.augment == Augment.preset("mce")
+        assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("adam", 3.5e-4, 5e-4)
+        assert (config.options, config.epochs) == (MCEOptions(), 160)
+    assert [(c.dataset.height, c.dataset.width) for c in (sysu, regdb, llcm)] == [(384, 128), (288, 144), (384, 192)]
+
+    def rates(config, *epochs):
+        return [round(lr_factor(config.schedule, step=e, steps_per_epoch=1, epochs=160), 6) for e in epochs]
+
+    assert rates(sysu, 0, 9, 10, 20, 21, 39, 40, 159) == [0.1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+    assert rates(regdb, 30, 31, 59, 60) == [1, 0.1, 0.1, 0.01]
 
 
 def test_dakd_presets_are_the_published_recipe():

@@ -19,6 +19,7 @@ from vifast.train.plan import PROBE, plan_run
 
 OPTIONS = "options={backbone: resnet_tiny, backbone_width: 4, reduction: 4, graph: light, dropout: 0.0}"
 IDKL = ["system=idkl", "optimizer={name: adam}", OPTIONS]
+SYSTEMS = {"agw": [], "idkl": IDKL, "mce": ["system=mce", "dataset.augment={preset: mce}"]}
 
 
 def test_accumulated_batches_are_one_step_with_their_mean_gradient(tiny_overrides, tmp_path):
@@ -98,13 +99,13 @@ def test_an_output_folder_that_cannot_be_made_is_named(tiny_overrides, tmp_path)
         Trainer(load_config("agw-sysu", tiny_overrides), tmp_path / "file" / "run", quiet=True).fit()
 
 
-@pytest.mark.parametrize("system", ["agw", "idkl"])
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_ops_and_definitions_agree_along_a_loss_curve(tiny_overrides, tmp_path, system):
     """Twenty steps, each also taken by the definitions from the same weights: apart, two runs would soon differ by more
     than an op's error, for training amplifies the last bit."""
     steady = ["optimizer={name: sgd, lr: 1.0e-3}", "schedule={name: steps}", "epochs=1", "steps_per_epoch=20"]
     steady += ["dataset.height=64", "dataset.width=32"]
-    config = load_config("agw-sysu", [*tiny_overrides, *(IDKL if system == "idkl" else []), *steady])
+    config = load_config("agw-sysu", [*tiny_overrides, *SYSTEMS[system], *steady])
     trainer = Trainer(config, tmp_path / "run", quiet=True)
     model, train_step, curve = trainer.system, trainer._train_step, []
 
@@ -114,8 +115,12 @@ def test_ops_and_definitions_agree_along_a_loss_curve(tiny_overrides, tmp_path, 
         with vifast.use_reference():
             loss = model(batches[0])["loss"]
             wanted = torch.autograd.grad(loss, [p for p in parameters.values() if p.requires_grad], allow_unused=True)
+            model.end_step()
+        moved = {name: value.clone() for name, value in model.named_buffers() if "memory" in name}
         model.load_state_dict(before)
         parts = train_step(batches)
+        for name, value in moved.items():
+            assert_close(model.state_dict()[name], value, msg=name)
         assert_close(parts["loss"], loss.detach(), rtol=1e-5, atol=0)
         got = [p.grad for p in parameters.values() if p.requires_grad]
         pairs = [pair for pair in zip(got, wanted, strict=True) if pair[1] is not None]

@@ -181,7 +181,7 @@ class Augment:
     exchange_infrared: Exchange = Exchange()
     blur_jitter: BlurJitter = BlurJitter(p=0.0)  # noqa: RUF009 - it is frozen
 
-    PRESETS: ClassVar[tuple[str, ...]] = ("agw", "caj", "idkl", "dakd", "dakd-regdb", "ckda")
+    PRESETS: ClassVar[tuple[str, ...]] = ("agw", "caj", "idkl", "mce", "dakd", "dakd-regdb", "ckda")
 
     def __post_init__(self):
         _checks.within("flip", self.flip, 0, 1)
@@ -302,6 +302,8 @@ _PRESETS: dict[str, Callable[[], Augment]] = {
     "idkl": lambda: Augment(
         pad_value=127, erase=Erase(area=(0.02, 0.33), aspect=(0.3, 3.3), tries=10, fill=(0.0, 0.0, 0.0))
     ),
+    # dakd 3; the loader makes the auxiliary view.
+    "mce": lambda: Augment(erase=Erase(), exchange_infrared=_CAJ_INFRARED),
     # dakd 8, SYSU-MM01.
     "dakd": lambda: Augment(cutswap=CutSwap(), erase=Erase(), exchange_infrared=_CAJ_INFRARED),
     # dakd 8, RegDB.

@@ -35,6 +35,7 @@ class Slot(enum.IntEnum):
     BLUR_JITTER = 11
     BLUR = 12
     JITTER = 13
+    CHANNEL = 14
 
 
 _MASK = np.uint64(0xFFFFFFFF)
@@ -75,6 +76,11 @@ def between(word: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
 def below(word: np.ndarray, n: np.ndarray | int) -> np.ndarray:
     """Uniform in 0..n-1: one of n <= 2^31 parts of 2^32 that differ by one at most."""
     return ((word.astype(np.uint64) * np.asarray(n).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+
+
+def channels(index: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """One of the channels 0..2 for every sample, each as likely: int64 `[B]`."""
+    return below(words(index, Slot.CHANNEL, seed=seed, epoch=epoch)[:, 0], 3)
 
 
 #: Columns of the options of one modality, in the order of `DrawOptions` in csrc/augment_draws.h. `swap_fill` is 0 for a

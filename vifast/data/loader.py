@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from copy import copy
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, SequentialSampler
 
 from vifast import _checks
-from vifast.data.augmentation import Augment, partners
+from vifast.data.augmentation import Augment, Exchange, partners
 from vifast.data.cache import ImageCache
 from vifast.data.dali import DaliSource, why_missing
-from vifast.data.records import Samples
+from vifast.data.records import VISIBLE, Samples
 from vifast.data.resize import check_size
 from vifast.data.sources import Files, MemorySource, PillowSource
 from vifast.functional import AugmentParams, augment
@@ -28,11 +29,13 @@ class Loader:
     Attributes:
         batch_sampler: as given.
         loader: `"dali"`, `"pillow"` or `"memory"`: who decodes.
+        seed: as given.
     """
 
-    def __init__(self, samples, source, loader, batch_sampler, policy, seed, size, device, dtype, channels_last):
-        self.batch_sampler, self.loader = batch_sampler, loader
-        self._samples, self._source, self._policy, self._seed, self._size = samples, source, policy, seed, size
+    def __init__(self, samples, source, loader, batch_sampler, policies, seed, size, device, dtype, channels_last):
+        self.batch_sampler, self.loader, self.seed = batch_sampler, loader, seed
+        self._samples, self._source, self._size = samples, source, size
+        self._policy, self._auxiliary = policies
         self._device, self._augment = device, partial(augment, dtype=dtype, channels_last=channels_last)
         self._columns = [torch.from_numpy(column) for column in (samples.labels, samples.cams, samples.modality)]
         self._epoch = 0
@@ -52,6 +55,7 @@ class Loader:
         """All samples in order, only normalised, of the same files or cache; not while this loader is iterated."""
         other = copy(self)
         other.batch_sampler, other._policy = _in_order(self._samples, batch_size), None
+        other._auxiliary = None
         return other
 
     def share(self, rank: int, world_size: int) -> "Loader":
@@ -72,16 +76,23 @@ class Loader:
 
     def _batch(self, index: Tensor, images: Tensor, epoch: int) -> dict[str, Tensor]:
         label, camera, modality = (column[index] for column in self._columns)
+        columns = {"label": label, "camera": camera, "modality": modality, "index": index}
         if self._policy is None:
             params = AugmentParams.identity(len(index))
         else:
             partner = partners(label, modality) if self._policy.mixes else None
-            params = self._policy.draw(index, modality, self._size, seed=self._seed, epoch=epoch, partner=partner)
-        columns = {"label": label, "camera": camera, "modality": modality, "index": index}
-        if self._device.type != "cpu":
-            images, params = (part.to(self._device, non_blocking=True) for part in (images, params))
-            columns = {name: column.to(self._device, non_blocking=True) for name, column in columns.items()}
-        return {"image": self._augment(images, params), **columns}
+            params = self._policy.draw(index, modality, self._size, seed=self.seed, epoch=epoch, partner=partner)
+        images = self._there(images)
+        views = {"image": self._augment(images, self._there(params))}
+        if self._auxiliary is not None:
+            visible = (modality == VISIBLE).nonzero()[:, 0]
+            drawn = {"seed": self.seed, "epoch": epoch, "view": 1}
+            params = self._auxiliary.draw(index[visible], modality[visible], self._size, **drawn)
+            views["auxiliary"] = self._augment(images[self._there(visible)], self._there(params))
+        return views | {name: self._there(column) for name, column in columns.items()}
+
+    def _there(self, part):
+        return part if self._device.type == "cpu" else part.to(self._device, non_blocking=True)
 
 
 def make_loader(
@@ -90,6 +101,7 @@ def make_loader(
     size: tuple[int, int],
     resample: str = "bilinear",
     augment: Augment | None = None,
+    auxiliary: bool = False,
     batch_sampler: Iterable[list[int]] | None = None,
     batch_size: int = 64,
     loader: str = "auto",
@@ -112,6 +124,9 @@ def make_loader(
         size: (height, width) of the images.
         resample: filter of the resize, `"bilinear"` or `"lanczos"`.
         augment: what happens to images in training; None only normalises.
+        auxiliary: hand over the visible images of a batch once more, as `auxiliary` in their order: augmented by draws
+            of their own (view 1 of `Augment.draw`), then each shown in one of its channels. Needs an `augment` that
+            neither mixes images nor swaps colours.
         batch_sampler: lists of rows, e.g. `CrossModalSampler`; by default all samples in order, `batch_size` at once.
         batch_size: images of a batch without a `batch_sampler`.
         loader: who decodes: `"dali"`, `"pillow"`, or `"auto"`, which is DALI where it is installed.
@@ -126,7 +141,8 @@ def make_loader(
         channels_last: memory format of the images.
 
     Returns:
-        Iterable with a length, of dicts: `image [B, 3, H, W]`, `label`, `camera`, `modality`, `index` `[B]` int64.
+        Iterable with a length, of dicts: `image [B, 3, H, W]`, `label`, `camera`, `modality`, `index` `[B]` int64, and
+        `auxiliary`.
 
     Raises:
         ValueError: an argument is out of range; or, when an image is read, it cannot be decoded (its path is named).
@@ -139,6 +155,7 @@ def make_loader(
     _checks.count("seed", seed, 0)
     check_size(size, resample)
     _checks.one_of("loader", loader, LOADERS)
+    policies = augment, _in_one_channel(augment) if auxiliary else None
     if not len(samples):
         raise ValueError("samples: expected at least one image, got none")
     size, device = tuple(size), torch.device(device)
@@ -156,11 +173,17 @@ def make_loader(
         loader, source = "dali", DaliSource(files, threads=max(num_workers, 1), device=device)
     else:
         loader, source = "pillow", PillowSource(files, threads=num_workers, pinned=pinned)
-    return Loader(samples, source, loader, batch_sampler, augment, seed, size, device, dtype, channels_last)
+    return Loader(samples, source, loader, batch_sampler, policies, seed, size, device, dtype, channels_last)
 
 
 def _in_order(samples: Samples, batch_size: int) -> BatchSampler:
     return BatchSampler(SequentialSampler(range(len(samples))), batch_size, drop_last=False)
+
+
+def _in_one_channel(augment: Augment | None) -> Augment:
+    if augment is None or augment.mixes:
+        raise ValueError(f"auxiliary: expected an augment that does not mix images, got {augment}")
+    return replace(augment, exchange_visible=Exchange(channel=1.0))
 
 
 def _chosen(loader: str) -> str:

@@ -9,6 +9,7 @@ SYSTEMS = {
     "ckda": "vifast.systems.ckda:CKDA",
     "dakd": "vifast.systems.dakd:DAKD",
     "idkl": "vifast.systems.idkl:IDKL",
+    "mce": "vifast.systems.mce:MCE",
 }
 
 __all__ = ["SYSTEMS", "Batch", "System", "TrainingImages", "get"]

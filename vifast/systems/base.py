@@ -12,17 +12,20 @@ from torch import Tensor, nn
 from vifast.systems.gather import all_rows
 
 #: As `vifast.data.make_loader` yields it: ``image [N, 3, H, W]`` normalised, ``modality [N]`` (0 visible, 1
-#: infrared), ``label [N]`` in 0..num_classes-1 while training.
+#: infrared), ``index [N]`` in the dataset, ``label [N]`` in 0..num_classes-1 while training; and ``auxiliary``, a
+#: second view of the visible images, for a system that asks for it.
 Batch = Mapping[str, Tensor]
 
 
 class TrainingImages(Protocol):
     """The training split as a system may look at it between epochs: in its order, resized and normalised only.
 
-    ``labels`` and ``modality [N]`` are those of the images, on the system's device; ``dataset`` is its name.
+    ``labels`` and ``modality [N]`` are those of the images, on the system's device; ``dataset`` is its name, and
+    ``seed`` the run's.
     """
 
     dataset: str
+    seed: int
     labels: Tensor
     modality: Tensor
 
@@ -37,13 +40,15 @@ class System(nn.Module, ABC):
     says whose rows the objective sees: those of this process (``"rank"``), or of ``"all"``. ``watch`` is entered around
     the parts of a step by their names, ``"forward"`` and ``"losses"``, so that the loop can time them. ``starts`` are
     the options that name files of which fresh weights are made: a trained system is built without them. A system that
-    ``needs_teacher`` is given one by `learn_from` before its first step. ``observe`` is not None in the steps of which
+    ``needs_teacher`` is given one by `learn_from` before its first step; batches have ``auxiliary`` images, those of
+    ``make_loader(auxiliary=True)``, for one that asks for them. ``observe`` is not None in the steps of which
     more is to be recorded than their parts: it takes tensors by name, scalars and vectors.
     """
 
     Options: ClassVar[type]
     starts: ClassVar[tuple[str, ...]] = ("weights",)
     needs_teacher: ClassVar[bool] = False
+    auxiliary: ClassVar[bool] = False
     gather: str = "rank"
     observe: Callable[[Mapping[str, Tensor]], None] | None = None
     watch: Callable[[str], AbstractContextManager] = staticmethod(lambda part: nullcontext())
@@ -82,6 +87,9 @@ class System(nn.Module, ABC):
 
         What it makes must be kept in buffers: a run that is resumed within an epoch reads them from its checkpoint.
         """
+
+    def end_step(self) -> None:
+        """Called once after every step of the optimiser, however many batches it had; nothing here."""
 
     def finish(self, images: TrainingImages) -> dict[str, Tensor]:
         """Called once after the last epoch, before the last evaluation; nothing here.

@@ -5,6 +5,7 @@ from functools import reduce
 
 import torch
 
+from vifast import systems
 from vifast.data import (
     CrossModalSampler,
     Dataset,
@@ -74,6 +75,7 @@ def train_loader(
         dataset.train,
         size=(options.height, options.width),
         augment=options.augment,
+        auxiliary=systems.get(config.system).auxiliary,
         batch_sampler=sampler,
         on_damage=options.on_damage,
         channels_last=config.channels_last,

@@ -119,7 +119,7 @@ class TrainedImages:
     """The images a loader trains on, as `vifast.systems.TrainingImages`."""
 
     def __init__(self, system: System, loader: Loader, dataset: Dataset):
-        self._system, self._loader, self.dataset = system, loader, dataset.name
+        self._system, self._loader, self.dataset, self.seed = system, loader, dataset.name, loader.seed
         self._device = next(system.parameters()).device
         columns = (dataset.train.labels, dataset.train.modality)
         columns = (torch.from_numpy(column).to(self._device) for column in columns)

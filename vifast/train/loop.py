@@ -206,6 +206,7 @@ class Trainer:
             if self.config.optimizer.clip_norm is not None:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_norm)
             self.optimizer.step()
+            self.system.end_step()
         return total
 
     def _record(self, pending: tuple | None, log: RunLog) -> None:

@@ -92,7 +92,7 @@ def make_plan(config: TrainConfig, *, num_classes: int, images: int, steps_per_e
     trained = sum(p.numel() for p in system.parameters() if p.requires_grad)
     state = 4 * (sum(counts) + trained * (1 + STATE_SIZE[config.optimizer.name]))
     batch = 2 * config.dataset.num_ids * config.dataset.num_instances
-    flops, saved = _measured(system, _probe_batch(config), _LOW[config.precision])
+    flops, saved = _measured(system, _probe_batch(config, system.auxiliary), _LOW[config.precision])
     return Plan(
         parameters=sum(counts),
         trained=trained,
@@ -115,10 +115,11 @@ def _probe_system(config: TrainConfig, num_classes: int) -> System:
     return build_system(config.model_copy(update={"dataset": dataset, "options": options}), num_classes).train()
 
 
-def _probe_batch(config: TrainConfig) -> Batch:
+def _probe_batch(config: TrainConfig, auxiliary: bool) -> Batch:
     rows = torch.arange(PROBE)
     image = torch.randn(PROBE, 3, config.dataset.height, config.dataset.width)
-    return {"image": image, "label": rows // 2, "modality": 1 - rows % 2}
+    batch = {"image": image, "label": rows // 2, "modality": 1 - rows % 2}
+    return batch | ({"auxiliary": image[1::2]} if auxiliary else {})
 
 
 def _measured(system: nn.Module, batch: Batch, low: torch.dtype | None) -> tuple[int, int]:
