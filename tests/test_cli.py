@@ -91,6 +91,25 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(vifast, sysu_root, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_of_two_stages_says_which_is_under_way(vifast, sysu_root, tmp_path):
+    stages = [*TINY, "teacher_config={base: agw-sysu, epochs: 1, dataset: {num_ids: 2, num_instances: 2}}"]
+    status, output, _ = vifast("train", "dakd-sysu", f"data={sysu_root}", *stages, "--dry-run")
+    assert status == 0
+    assert re.findall(r"^# (\w+)$|^system: (\w+)$", output, re.MULTILINE) == [
+        *(("teacher", ""), ("", "agw"), ("student", ""), ("", "dakd"))
+    ]
+    out = tmp_path / "run"
+    status, output, error = vifast("train", "dakd-sysu", f"data={sysu_root}", *stages, "teacher=x", "--out", out)
+    assert (status, error) == (2, "vifast: teacher: x: not a run's folder, it has no config.yaml\n")
+    status, output, _ = vifast("train", "dakd-sysu", f"data={sysu_root}", *stages, "--out", out)
+    assert status == 0
+    assert re.findall(r"^(\w+), epoch (\d): rank1", output, re.MULTILINE) == [
+        *(("teacher", "1"), ("student", "1"), ("student", "2"))
+    ]
+    assert vifast("evaluate", out, "--data", sysu_root, "--json", tmp_path / "scores.json")[0] == 0
+    assert vifast("report", out)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
