@@ -206,3 +206,25 @@ def test_importing_vifast_pulls_in_no_optional_package(tmp_path):
     code = f"import sys, vifast; print([name for name in {optional!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_lifelong_train_dry_run_and_evaluate(vifast, tmp_path):
+    data, out = tmp_path / "four", tmp_path / "run"
+    assert vifast("synth", "--layout", "lifelong", "--ids", 8, "--out", data)[0] == 0
+    given = [f"data.{name}={data / name}" for name in ("regdb", "llcm")] + ["order=[llcm, regdb]", *TINY[2:]]
+    given += ["dataset={height: 32, width: 16, num_ids: 2, num_instances: 2}", "options.backbone=vit_tiny_demo"]
+    status, output, _ = vifast("train", "ckda", *given, "precision=no", "--dry-run")
+    assert status == 0
+    assert "# stage 1: llcm" in output
+    assert "# stage 2: regdb" in output
+    assert not out.exists()
+    status, output, _ = vifast("train", "ckda", *given, "precision=no", "--out", out)
+    assert status == 0
+    assert "stage 2 of 2: regdb" in output
+    assert "forgetting" in output.splitlines()[-2]
+    assert vifast("evaluate", out, "--data", data / "llcm", "--json", tmp_path / "scores.json")[0] == 0
+    found = json.loads((tmp_path / "scores.json").read_text())
+    matrix = json.loads((out / "matrix.json").read_text())
+    assert found["mean_ap"] == matrix["stages"][1]["llcm"]["mean_ap"]
+    status, _, error = vifast("train", "ckda", *given, "--out", out)
+    assert (status, error) == (2, f"vifast: {out}: already holds a run; add --resume or choose another folder\n")

@@ -16,7 +16,7 @@ LAYERS = [
     {"systems"},
     {"train"},
     {"demo", "retrieval_output"},
-    {"commands_data", "commands_retrieval"},
+    {"commands_data", "commands_lifelong", "commands_retrieval"},
     {"commands"},
     {"cli"},
     {"testing", "aot"},  # of tests and benchmarks: nothing imports them

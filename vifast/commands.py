@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import vifast
-from vifast import commands_data, commands_retrieval
+from vifast import commands_data, commands_lifelong, commands_retrieval
 
 app = typer.Typer(
     add_completion=False,
@@ -93,31 +93,38 @@ def train(
     ] = False,
 ) -> None:
     """Train a system; Ctrl-C saves it after the step under way, --resume goes on from there to the same result."""
-    from vifast.train.config import dump_config, load_config
+    from vifast.train.config import build_config, read_config
+    from vifast.train.lifelong_config import build_lifelong, is_lifelong
     from vifast.train.loop import Stopped
-    from vifast.train.stages import stages, train
+    from vifast.train.stages import train
 
-    resolved = load_config(config, overrides or [])
+    given = read_config(config, overrides or [])
+    lifelong = is_lifelong(given)
+    resolved = (build_lifelong if lifelong else build_config)(given)
     if dry_run:
-        from vifast.train.plan import plan_run
-
-        for name, _, stage in stages(resolved, out or Path()):
-            _console.print(f"# {name}\n{dump_config(stage)}", highlight=False)
-            with _console.status("taking one step of a few images"):
-                rows = plan_run(stage).rows()
-            table = Table(box=None, pad_edge=False, show_header=False)
-            for row in rows:
-                table.add_row(*row)
-            _console.print(table, highlight=False)
+        commands_lifelong.dry_run(resolved) if lifelong else _dry_run(resolved, out or Path())
         return
     if out is None:
         raise ValueError("out: expected the folder to create, --out DIR")
+    run = commands_lifelong.train if lifelong else train
     try:
-        train(resolved, out, resume=resume, opening=commands_data.bar)
+        run(resolved, out, resume=resume, opening=commands_data.bar)
     except Stopped as stopped:
         _console.print(f"{stopped}; the same command with --resume goes on", highlight=False)
         raise
     _console.print(f"results in [bold]{out}[/bold]", highlight=False)
+
+
+def _dry_run(config, out: Path) -> None:
+    from vifast.train.config import dump_config
+    from vifast.train.plan import plan_run
+    from vifast.train.stages import stages
+
+    for name, _, stage in stages(config, out):
+        _console.print(f"# {name}\n{dump_config(stage)}", highlight=False)
+        with _console.status("taking one step of a few images"):
+            plan = plan_run(stage)
+        commands_lifelong.print_plan(plan)
 
 
 for command in (commands_retrieval.evaluate, commands_retrieval.search, commands_retrieval.rerank):

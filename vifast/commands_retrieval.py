@@ -72,9 +72,9 @@ def evaluate(
     start = time.perf_counter()
     with _progress():
         if _is_run(source, gallery, data, checkpoint):
-            from vifast.train.evaluate import extract_run
+            from vifast.train.lifelong import extract_any
 
-            results = [extract_run(source, data, which=checkpoint or "last").score({} if reranked else None)]
+            results = [extract_any(source, data, which=checkpoint or "last").score({} if reranked else None)]
             facts = {"run": str(source), "checkpoint": checkpoint or "last", "dataset": str(data)}
         else:
             plain = {"metric": metric, "exclude": exclude, "cmc": cmc}
@@ -223,10 +223,10 @@ def _sides(source: Path, gallery: Path | None, data: Path | None, checkpoint: st
         return *load_pair(source, gallery), None
     import torch
 
-    from vifast.train.evaluate import extract_run
+    from vifast.train.lifelong import extract_any
 
     with _progress():
-        found = extract_run(source, data, which=checkpoint or "last")
+        found = extract_any(source, data, which=checkpoint or "last")
     sides = []
     for name in ("query", "gallery"):
         samples = getattr(found.dataset, name)

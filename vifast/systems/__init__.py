@@ -9,6 +9,7 @@ SYSTEMS = {
     "ckda": "vifast.systems.ckda:CKDA",
     "dakd": "vifast.systems.dakd:DAKD",
     "idkl": "vifast.systems.idkl:IDKL",
+    "lwf": "vifast.systems.lwf:LwF",
     "mce": "vifast.systems.mce:MCE",
 }
 

@@ -1,9 +1,10 @@
-"""From a configuration, or the folder of a run, to its system."""
+"""From a configuration, or the folder of a run, to its system, and to PyTorch's settings."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,16 @@ from vifast.systems import System
 from vifast.train import checkpoint
 from vifast.train.config import TrainConfig, load_config
 from vifast.train.record import require_run
+
+
+def prepare_torch(config: TrainConfig) -> None:
+    """Threads, and whether operations must repeat bit for bit, as configured."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not config.deterministic
 
 
 def build_system(config: TrainConfig, num_classes: int, *, trained: bool = False) -> System:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from vifast import systems
 from vifast.data import Augment
@@ -80,14 +89,13 @@ class DatasetConfig(Section):
     cache: Annotated[Literal["none", "memory", "disk"], BeforeValidator(_named_cache)] = "none"
     cache_folder: Path | None = None
 
-    @model_validator(mode="after")
-    def _has_protocol(self) -> DatasetConfig:
-        known = VARIANTS.get(self.name, ())
-        if self.protocol is not None and self.protocol not in known:
-            raise ValueError(
-                f"protocol: expected {' or '.join(known) or 'none'} for {self.name}, got {self.protocol!r}"
-            )
-        return self
+    @field_validator("protocol")
+    @classmethod
+    def _of_dataset(cls, protocol: str | None, info: ValidationInfo) -> str | None:
+        known = VARIANTS.get(info.data.get("name"), ())
+        if protocol is not None and protocol not in known:
+            raise ValueError(f"expected {' or '.join(known) or 'none'} for {info.data.get('name')}")
+        return protocol
 
 
 class OptimizerConfig(Section):
@@ -158,11 +166,7 @@ def presets() -> list[str]:
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """A configuration from a preset's name or a YAML file, with ``key=value`` overrides.
-
-    ``base: NAME`` in a file starts from that preset, ``preset: NAME`` in ``dataset.augment`` from that augmentation.
-    ``variants`` are changes of the file that take effect where ``options.variant`` has their name.
-    Override keys are dotted paths (``optimizer.lr=0.05``), values are YAML.
+    """A configuration from a preset's name or a YAML file, with ``key=value`` overrides; see `read_config`.
 
     Raises:
         ConfigError: no such preset or file, YAML that does not parse, an unknown key (the nearest known
@@ -171,11 +175,23 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
     >>> load_config("agw-sysu", ["epochs=2", "optimizer.lr=0.05"]).optimizer.lr
     0.05
     """
+    return build_config(read_config(source, overrides))
+
+
+def read_config(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a preset or a YAML file says, with ``key=value`` overrides, as a plain mapping that nobody has validated.
+
+    ``base: NAME`` in a file starts from that preset. ``variants`` are changes of the file that take effect where
+    ``options.variant`` has their name. Override keys are dotted paths (``optimizer.lr=0.05``), values are YAML.
+
+    Raises:
+        ConfigError: no such preset or file, or YAML that does not parse.
+    """
     data = _read(source)
     variants = data.pop("variants", {})
     options = _overridden(copy.deepcopy(data), overrides).get("options")
     variant = options.get("variant") if isinstance(options, dict) else None
-    return build_config(_overridden(_merge(data, variants.get(str(variant), {})), overrides))
+    return _overridden(merged(data, variants.get(str(variant), {})), overrides)
 
 
 def _overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -188,7 +204,8 @@ def _overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def build_config(data: Mapping[str, Any]) -> TrainConfig:
-    """The validated configuration of a plain mapping; see `load_config`."""
+    """The validated configuration of a plain mapping, in which ``preset: NAME`` in ``dataset.augment`` starts from that
+    augmentation; see `load_config`."""
     try:
         system_options = systems.get(data.get("system", "agw")).Options
     except ValueError as error:
@@ -202,7 +219,7 @@ def build_config(data: Mapping[str, Any]) -> TrainConfig:
         return TrainConfig.model_validate({**data, "options": options})
     except ValidationError as error:
         section = None if error.title == TrainConfig.__name__ else "options"
-        raise ConfigError("\n".join(_explain(item, section) for item in error.errors())) from error
+        raise ConfigError("\n".join(explain(item, section) for item in error.errors())) from error
 
 
 def dump_config(config: TrainConfig) -> str:
@@ -231,8 +248,8 @@ def _expanded(data: dict[str, Any]) -> dict[str, Any]:
     given = dict(augment)
     name = given.pop("preset")
     if name not in Augment.PRESETS:
-        raise ConfigError(f"dataset.augment.preset: no {name!r}{_nearest(str(name), Augment.PRESETS)}")
-    values = _merge(dataclasses.asdict(Augment.preset(name)), given)
+        raise ConfigError(f"dataset.augment.preset: no {name!r}{nearest(str(name), Augment.PRESETS)}")
+    values = merged(dataclasses.asdict(Augment.preset(name)), given)
     return {**data, "dataset": {**dataset, "augment": values}}
 
 
@@ -243,12 +260,12 @@ def _read(source: str | Path) -> dict[str, Any]:
     elif path.is_file():
         text = path.read_text()
     else:
-        raise ConfigError(f"{source}: no such file, and not a preset{_nearest(str(source), presets())}")
+        raise ConfigError(f"{source}: no such file, and not a preset{nearest(str(source), presets())}")
     data = _parse(text, str(source))
     if not isinstance(data, dict):
         raise ConfigError(f"{source}: expected a mapping of keys to values, got {type(data).__name__}")
     base = data.pop("base", None)
-    return data if base is None else _merge(_read(base), data)
+    return data if base is None else merged(_read(base), data)
 
 
 class _Loader(yaml.SafeLoader):
@@ -272,12 +289,13 @@ def _parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` under ``top``, section by section."""
+    both = dict(base)
     for key, value in top.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
+        sections = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = merged(both[key], value) if sections else value
+    return both
 
 
 def _assign(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -296,18 +314,21 @@ def _unknown_keys(data: Mapping[str, Any], section: type, options: type = object
         known = {name: field.annotation for name, field in section.model_fields.items()}
     for key, value in data.items():
         if key not in known:
-            yield f"{key}: unknown key{_nearest(key, known)}"
+            yield f"{key}: unknown key{nearest(key, known)}"
         elif isinstance(value, Mapping):
             inner = options if key == "options" else known[key]
             if dataclasses.is_dataclass(inner) or (isinstance(inner, type) and issubclass(inner, Section)):
                 yield from (f"{key}.{message}" for message in _unknown_keys(value, inner))
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words that name the closest of the ``known`` names."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     return f"; the nearest known name is {close[0]!r}" if close else ""
 
 
-def _explain(error: Mapping[str, Any], section: str | None) -> str:
+def explain(error: Mapping[str, Any], section: str | None = None) -> str:
+    """One of pydantic's errors as a line, of a key of ``section``."""
     where = ".".join(str(part) for part in (section, *error["loc"]) if part is not None)
-    return f"{where}: {error['msg'][:1].lower()}{error['msg'][1:]}, got {error['input']!r}"
+    words = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {words[:1].lower()}{words[1:]}, got {error['input']!r}"

@@ -63,16 +63,17 @@ def extract_run(run: Path, data: Path, *, which: str = "last") -> Extraction:
     """
     system, config = load_run(run, which, [f"data={json.dumps(str(data))}"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _extract_sides(system.to(device), open_dataset(config), config)
+    return extract_system(system.to(device), open_dataset(config), config)
 
 
 def evaluate_system(system: System, dataset: Dataset, config: TrainConfig) -> Evaluation:
     """Extracts query and gallery features once, and scores every trial's gallery; all processes do it together."""
-    found = _extract_sides(system, dataset, config)
+    found = extract_system(system, dataset, config)
     return Evaluation(found.score(), found.query, found.gallery)
 
 
-def _extract_sides(system: System, dataset: Dataset, config: TrainConfig) -> Extraction:
+def extract_system(system: System, dataset: Dataset, config: TrainConfig) -> Extraction:
+    """Features of a dataset's query and gallery images by a system, where it is."""
     parts = {"query": dataset.query, "gallery": dataset.gallery}
     device = next(system.parameters()).device
     loaders = {name: eval_loader(part, config, device=device) for name, part in parts.items()}

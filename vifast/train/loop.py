@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -21,7 +20,7 @@ from vifast._files import write_text
 from vifast.data import Dataset
 from vifast.systems import System
 from vifast.train import checkpoint, teacher
-from vifast.train.build import build_system
+from vifast.train.build import build_system, prepare_torch
 from vifast.train.config import TrainConfig, dump_config, flatten, load_config
 from vifast.train.datasets import open_dataset, train_loader
 from vifast.train.evaluate import Evaluation, TrainedImages, evaluate_system
@@ -56,6 +55,7 @@ class Trainer:
         resume: continue the run in ``out`` from its newest checkpoint (from the start if it has none).
         quiet: no progress bar.
         name: of the run, for the bar and messages.
+        dataset: what to train and score on; by default the configuration's.
 
     Raises:
         RunError: ``out`` holds a run and ``resume`` is not asked for, or its configuration is another.
@@ -64,21 +64,23 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, out: Path, *, resume: bool = False, quiet: bool = False, name: str = "training"
+        self,
+        config: TrainConfig,
+        out: Path,
+        *,
+        resume: bool = False,
+        quiet: bool = False,
+        name: str = "training",
+        dataset: Dataset | None = None,
     ):
         self.config, self.out, self.quiet, self.name = config, Path(out), quiet, name
         self.epoch = self.done = self.step = 0  # finished epochs, steps since then, steps in all
         claim_folder(self.out, config, resume)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = not config.deterministic
+        prepare_torch(config)
         # A system may have parameters that some of its options leave without a gradient.
         wrapper = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[wrapper])
-        self.dataset: Dataset = open_dataset(config)
+        self.dataset: Dataset = open_dataset(config) if dataset is None else dataset
         set_seed(config.seed)
         system = build_system(config, self.dataset.num_labels)
         if system.needs_teacher or config.teacher is not None:
@@ -129,8 +131,8 @@ class Trainer:
             self._finish()
             evaluation = self._score(log)
         if self.accelerator.is_main_process:
-            write_text(self.out / "results.json", evaluation.scores.to_json())
             save_ranked(self.out, rank_queries(evaluation, self.dataset))
+            write_text(self.out / "results.json", evaluation.scores.to_json())  # the last of all: the run is through
         self.accelerator.wait_for_everyone()  # a next stage looks for the results
         return evaluation
 

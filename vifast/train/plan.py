@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vifast.data import Dataset
 from vifast.systems import Batch, System
 from vifast.train.build import build_system
 from vifast.train.config import TrainConfig
@@ -67,13 +68,13 @@ class Plan:
         ]
 
 
-def plan_run(config: TrainConfig) -> Plan:
-    """The plan of a configured run on its dataset.
+def plan_run(config: TrainConfig, dataset: Dataset | None = None) -> Plan:
+    """The plan of a configured run on its dataset, or another.
 
     Raises:
         ConfigError, FileNotFoundError, ValueError: from the dataset or the system.
     """
-    dataset = open_dataset(config)
+    dataset = open_dataset(config) if dataset is None else dataset
     return make_plan(
         config,
         num_classes=dataset.num_labels,

@@ -90,11 +90,11 @@ class CKDA(System):
             order = modality.argsort(stable=True)  # visible rows, then infrared
             feat, labels = feat[order], labels[order[: len(order) // 2]]
             neck = self.network.neck(feat)
-            given = _halves("feat", feat) | _halves("logits", linear(neck, self.classifier.weight))
+            given = halves("feat", feat) | halves("logits", linear(neck, self.classifier.weight))
             if old:
-                given |= _halves("teacher", old[0][order]) | {name: getattr(self, name) for name in prototypes.NAMES}
+                given |= halves("teacher", old[0][order]) | {name: getattr(self, name) for name in prototypes.NAMES}
                 if self.options.cka_student_feature == "post_neck":
-                    given |= _halves("align", neck)
+                    given |= halves("align", neck)
             if old_prompts is not None:
                 given |= {"prompts": quiet_prompts if quiet else prompts, "teacher_prompts": old_prompts}
             return self.losses(labels=labels, **given)
@@ -187,6 +187,7 @@ def _is_classifier(name: str) -> bool:
     return name == _CLASSIFIER
 
 
-def _halves(name: str, rows: Tensor) -> dict[str, Tensor]:
+def halves(name: str, rows: Tensor) -> dict[str, Tensor]:
+    """Visible and infrared rows, in this order, under the names that the losses have for them."""
     middle = len(rows) // 2
     return {f"{name}_v": rows[:middle], f"{name}_i": rows[middle:]}

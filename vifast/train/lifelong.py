@@ -1,0 +1,250 @@
+"""A lifelong run: one stage after another, each an ordinary run that goes on from the one before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+
+from vifast._files import write_text
+from vifast.data import Dataset
+from vifast.data.layouts import recognise
+from vifast.data.records import joined
+from vifast.models import read_tensors
+from vifast.retrieval.protocols import ProtocolResult
+from vifast.train import checkpoint
+from vifast.train.build import build_system, load_run, num_classes, prepare_torch
+from vifast.train.config import ConfigError, TrainConfig, read_config
+from vifast.train.datasets import open_dataset
+from vifast.train.evaluate import Extraction, evaluate_system, extract_run, extract_system
+from vifast.train.lifelong_config import LifelongConfig, build_lifelong, dump_lifelong, is_lifelong
+from vifast.train.loop import RunError, Trainer, claim_folder
+from vifast.train.matrix import FILE, FIRST, Matrix
+from vifast.train.plan import Plan, plan_run
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a lifelong run."""
+
+    number: int
+    names: list[str]
+    config: TrainConfig
+    folder: Path
+    dataset: Dataset
+
+    @property
+    def begun(self) -> bool:
+        return (self.folder / "config.yaml").exists()
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "results.json").exists()
+
+
+class Lifelong:
+    """A lifelong run in a folder: ``config.yaml``, ``1-regdb/``, ``2-sysu/`` .. with a run each, and ``matrix.json``
+    with the scores of every stage's model on all datasets seen by then.
+
+    Whatever can be wrong with a dataset, a configuration or an earlier stage is found before anything is trained. A run
+    that ended may be resumed with a longer order.
+
+    Args:
+        config: resolved configuration.
+        out: the folder.
+        resume: continue the run in ``out`` from where it was cut short.
+        quiet: no progress bar.
+        told: called with a line before each stage and after its evaluation.
+
+    Raises:
+        RunError: ``out`` holds a run and ``resume`` is not asked for, or it is another one.
+        ConfigError, FileNotFoundError, ValueError: from a dataset, or an earlier stage.
+    """
+
+    def __init__(
+        self,
+        config: LifelongConfig,
+        out: Path,
+        *,
+        resume: bool = False,
+        quiet: bool = False,
+        told: Callable[[str], None] = lambda line: None,
+    ):
+        self.config, self.out, self.quiet = config, Path(out), quiet
+        self.told = told if PartialState().is_main_process else lambda line: None
+        self._claim_folder(resume)
+        self.datasets = open_datasets(config)
+        self.stages = stages_of(config, self.out, self.datasets)
+        for stage in self.stages:
+            self._check(stage)
+        self.matrix = self._read_matrix()
+        PartialState().wait_for_everyone()  # all have read what one of them is going to change
+
+    def fit(self) -> Matrix:
+        """Trains and scores what is not yet; every stage's scores are kept as soon as they are known.
+
+        Raises:
+            Stopped, RunError: as `Trainer.fit`.
+        """
+        if PartialState().is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_text(self.out / "config.yaml", dump_lifelong(self.config))
+        for stage in self.stages:
+            if not stage.finished:
+                self.told(f"stage {stage.number + 1} of {len(self.stages)}: {', '.join(stage.names)}")
+                options = {"dataset": stage.dataset, "name": stage.folder.name, "quiet": self.quiet}
+                Trainer(stage.config, stage.folder, resume=True, **options).fit()
+            self._score(stage)
+        return self.matrix
+
+    def _score(self, stage: Stage) -> None:
+        """Scores a stage's weights on every dataset seen. Its own was scored at the end of its run."""
+        missing = self.matrix.missing(stage.number)
+        if not missing:
+            return
+        prepare_torch(stage.config)
+        system = load_run(stage.folder)[0].to(PartialState().device)
+        for name in missing:
+            if name == stage.names[-1]:
+                scores = _read_scores(stage.folder / "results.json")
+            else:
+                scores = _scores(evaluate_system(system, self.datasets[name], self.config.run(name)).scores)
+            self.matrix.put(stage.number, name, scores)
+            if PartialState().is_main_process:
+                self.matrix.save(self.out)
+            self.told(f"{name}: mAP {100 * scores['mean_ap']:.1f} %, Rank-1 {100 * scores['rank1']:.1f} %")
+
+    def _claim_folder(self, resume: bool) -> None:
+        path = self.out / "config.yaml"
+        if not path.exists():
+            return
+        if not resume:
+            raise RunError(f"{self.out}: already holds a run; add --resume or choose another folder")
+        before = read_config(path)
+        if not is_lifelong(before):
+            raise RunError(f"{self.out}: holds a run of one stage")
+        order = tuple(before["order"])
+        if order != self.config.order[: len(order)]:
+            now = ", ".join(self.config.order)
+            raise RunError(
+                f"{path}: the run to resume has the order {', '.join(order)}, which {now} does not go on from"
+            )
+
+    def _check(self, stage: Stage) -> None:
+        """What earlier calls left of a stage, and of the one before it, fits what is asked for and can be read."""
+        folder = stage.folder
+        before = self.stages[stage.number - 1] if stage.number else None
+        if before is not None and before.finished and not stage.finished:
+            build_system(stage.config, stage.dataset.num_labels)
+        if not stage.begun:
+            return
+        if before is not None and not before.finished:
+            raise RunError(f"{folder}: goes on from {before.folder}, which is not finished")
+        claim_folder(folder, stage.config, resume=True)
+        classes = num_classes(folder) if (folder / "run.json").exists() else stage.dataset.num_labels
+        if classes != stage.dataset.num_labels:
+            here = f"{stage.dataset.root} has {stage.dataset.num_labels}"
+            raise RunError(f"{folder}: was trained on {classes} identities, {here}")
+        last = folder / checkpoint.FINAL if stage.finished else checkpoint.latest(folder)
+        for file in sorted(last.iterdir()) if last is not None and last.is_dir() else []:
+            checkpoint.load_state(last) if file.name == checkpoint.STATE else read_tensors(file)
+
+    def _read_matrix(self) -> Matrix:
+        order = tuple(tuple(stage.names) for stage in self.stages)
+        rows = Matrix.load(self.out).rows if (self.out / FILE).exists() else []
+        finished = sum(stage.finished for stage in self.stages)
+        return Matrix(order, rows[:finished])
+
+
+def open_datasets(config: LifelongConfig) -> dict[str, Dataset]:
+    """The datasets of all stages, in their order.
+
+    Raises:
+        ConfigError: no folder is given for one or several, which are all named.
+        FileNotFoundError, ValueError: from a reader.
+    """
+    names = [name for number in range(len(config.order)) for name in config.names(number)]
+    problems = []
+    for name in names:
+        try:
+            config.root(name)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return {name: open_dataset(config.run(name)) for name in names}
+
+
+def stages_of(config: LifelongConfig, out: Path, datasets: dict[str, Dataset]) -> list[Stage]:
+    """The stages of a run in the folder ``out``."""
+    folders = [out / f"{number}-{name}" for number, name in enumerate(config.order, start=1)]
+    previous = [None, *folders]
+    return [
+        Stage(
+            n, config.names(n), config.stage(n, previous[n]), folders[n], joint([datasets[x] for x in config.names(n)])
+        )
+        for n in range(len(folders))
+    ]
+
+
+def joint(parts: Sequence[Dataset]) -> Dataset:
+    """The training images of several datasets under labels that do not meet; all else is the last one's."""
+    if len(parts) == 1:
+        return parts[0]
+    samples, shift = [], 0
+    for part in parts:
+        train = part.train.select(part.train.labels < part.num_labels)
+        samples.append(replace(train, labels=train.labels + shift, tracklets=None))
+        shift += part.num_labels
+    return replace(
+        parts[-1], train=reduce(joined, samples), identities=np.concatenate([part.identities for part in parts])
+    )
+
+
+def plan_stages(config: LifelongConfig) -> list[tuple[str, Plan]]:
+    """What every stage of a run would take."""
+    stages = stages_of(config, Path("."), open_datasets(config))
+    return [
+        (f"stage {s.number + 1}: {', '.join(s.names)}", plan_run(config.run(s.names[-1]), s.dataset)) for s in stages
+    ]
+
+
+def extract_any(out: Path, data: Path, *, which: str = "last") -> Extraction:
+    """Features of the test identities of the dataset at ``data``, by a run, see `extract_run`, or by the last finished
+    stage of a lifelong one.
+
+    Raises:
+        FileNotFoundError: no run, or no stage of it is finished.
+        ConfigError, ValueError: it knows no such dataset, or its files cannot be used.
+    """
+    given = read_config(out / "config.yaml") if (out / "config.yaml").is_file() else {}
+    if not is_lifelong(given):
+        return extract_run(out, data, which=which)
+    config = build_lifelong(given)
+    finished = [f for n, name in enumerate(config.order, 1) if ((f := out / f"{n}-{name}") / "results.json").is_file()]
+    if not finished:
+        raise FileNotFoundError(f"{out}: no stage is finished yet")
+    name = recognise(data)
+    if name not in config.datasets:
+        raise ConfigError(f"data: expected a dataset of {', '.join(config.datasets)}, got {name} at {data}")
+    run = config.datasets[name].model_copy(update={"data": data})
+    system = load_run(finished[-1], which)[0].to(PartialState().device)
+    return extract_system(system, open_dataset(run), run)
+
+
+def _read_scores(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text())
+    keys = ("rank1", "mean_ap", "mean_inp")
+    return {key: found[key] for key in keys} | {FIRST: {key: found["trials"][0][key] for key in keys}}
+
+
+def _scores(result: ProtocolResult) -> dict[str, Any]:
+    trial = result.trials[0]
+    first = {"rank1": float(trial.cmc[0]), "mean_ap": trial.mean_ap, "mean_inp": trial.mean_inp}
+    return result.scalars() | {FIRST: first}
