@@ -8,7 +8,6 @@ Nothing is recorded for losses whose check against the float64 definition fails 
 import argparse
 import datetime
 import json
-import platform
 import re
 import subprocess
 import sys
@@ -16,42 +15,20 @@ from pathlib import Path
 
 import torch
 from cases import CASES, smoke_size
-from measure import interleaved, peak_mib, quantile
 
-import vifast
 from vifast import functional
+from vifast.bench.machine import environment
+from vifast.bench.measure import interleaved, peak_mib, quantile
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def device_name():
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':')[1].strip()} x{torch.get_num_threads()}"
-    return platform.machine()
-
-
-def environment():
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = None
+def provenance(device):
+    """The machine, the versions, the commit and the day."""
     root = Path(__file__).parent.parent
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    return {
-        "device": device_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "triton": triton_version,
-        "python": platform.python_version(),
-        "vifast": vifast.__version__,
-        "commit": git.stdout.strip() or None,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-    }
+    day = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    return environment(device) | {"commit": git.stdout.strip() or None, "date": day}
 
 
 def check_losses(device):
@@ -113,7 +90,7 @@ def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     check_losses(device)
-    where = environment()
+    where = provenance(device)
     slug = re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
     out = args.out or RESULTS / f"{slug}.jsonl"
     cases = [(case, size) for case in CASES for size in case.sizes if case.gpu or device == "cpu"]

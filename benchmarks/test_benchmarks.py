@@ -8,8 +8,9 @@ import os
 import pytest
 import torch
 from cases import CASES, smoke_size
-from cases._case import PASSES
-from measure import prepare
+
+from vifast.bench import PASSES
+from vifast.bench.measure import prepare
 
 FULL = bool(os.environ.get("VIFAST_BENCH_FULL"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,7 +20,7 @@ TINY = [
     "steps_per_epoch=2",
 ]
 
-COMMANDS = {"demo", "synth", "data", "train", "evaluate", "search", "rerank", "report", "doctor"}
+COMMANDS = {"demo", "synth", "data", "train", "evaluate", "search", "rerank", "report", "bench", "doctor"}
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ LAYERS = [
     {"losses", "nn", "models", "data", "retrieval", "report"},
     {"systems"},
     {"train"},
+    {"bench"},
     {"demo", "retrieval_output"},
-    {"commands_data", "commands_lifelong", "commands_retrieval"},
+    {"commands_bench", "commands_data", "commands_lifelong", "commands_retrieval"},
     {"commands"},
     {"cli"},
     {"testing", "aot"},  # of tests and benchmarks: nothing imports them

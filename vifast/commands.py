@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import vifast
-from vifast import commands_data, commands_lifelong, commands_retrieval
+from vifast import commands_bench, commands_data, commands_lifelong, commands_retrieval
 
 app = typer.Typer(
     add_completion=False,
@@ -129,6 +129,7 @@ def _dry_run(config, out: Path) -> None:
 
 for command in (commands_retrieval.evaluate, commands_retrieval.search, commands_retrieval.rerank):
     app.command()(command)
+app.command()(commands_bench.bench)
 app.add_typer(commands_data.app, name="data")
 
 

@@ -1,4 +1,5 @@
-"""Every benchmark, declared once: sizes, inputs, providers, and the work that is the floor.
+"""Every benchmark, declared once: sizes, inputs, providers, and the work that is the floor. The ops are those of
+`vifast.bench`, here with their rivals.
 
 A case builds its inputs for one size and returns ``{provider: callable}``, of a differentiable op by pass: ``both``,
 ``forward`` with what autograd keeps, and ``backward`` of a graph that is there. The provider named ``floor`` is the
@@ -6,10 +7,10 @@ product (or read) that no implementation of the pass can do without; all others 
 ``vifast``.
 """
 
-from cases import batch, data, images, maps, pairs, retrieval, rows, steps, systems
+from cases import data, ops, retrieval, steps
 from cases._case import Case
 
-FAMILIES = (batch, pairs, rows, maps, images, systems, steps, retrieval, data)
+FAMILIES = (ops, steps, retrieval, data)
 CASES: tuple[Case, ...] = tuple(case for family in FAMILIES for case in family.CASES)
 
 

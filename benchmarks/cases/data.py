@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from cases._case import Case, copy
+from cases._case import Case
+from vifast.bench.case import copy
 from vifast.data import Augment, make_loader, open_cache, synthetic, sysu
 from vifast.data.dali import why_missing
 from vifast.data.images import open_image, read_image

@@ -2,28 +2,28 @@
 
 import torch
 
-from cases._case import Case, differentiable, in_turn, product
+from vifast.bench.case import Case, Work, in_turn, product
 from vifast.nn import Purified
 from vifast.systems.idkl import IDKLObjective
 
 
-def _idkl(batch, channels, classes, device="cpu"):
+def _idkl(batch, channels, classes, device="cpu", dtype=torch.float32):
     instances = 10 if batch % 20 == 0 else 4  # the published 12 identities of 10 images; a smoke run has 16 rows
     generator = torch.Generator().manual_seed(0)
-    leaves = [torch.rand(batch, channels, generator=generator).to(device).requires_grad_() for _ in range(6)]
+    features = [torch.rand(batch, channels, generator=generator).to(device, dtype) for _ in range(6)]
     labels = torch.arange(batch, device=device) // instances
     modality = torch.arange(batch, device=device) % 2
-    objective = IDKLObjective(classes, channels, num_instances=instances).to(device)
+    objective = IDKLObjective(classes, channels, num_instances=instances).to(device, dtype)
     weights = [p.detach() for name, p in objective.named_parameters() if name.startswith("classifier")]
-    rows, logits = leaves[0].detach(), torch.rand(batch, classes, device=device)
+    rows, logits = features[0].detach(), torch.rand(batch, classes, device=device, dtype=dtype)
     forward = in_turn(*(product(rows, weight) for weight in weights))  # the classifiers' products
     backward = in_turn(*(lambda weight=weight: (logits.T @ rows, logits @ weight) for weight in weights))
 
-    def ours():
-        return objective(leaves[0], Purified(*leaves[1:]), labels, modality)["loss"]
+    def ours(shared, *pooled):
+        return objective(shared, Purified(*pooled), labels, modality)["loss"]
 
     floors = in_turn(forward, backward), forward, backward
-    return differentiable({"vifast": ours}, [*leaves, *objective.parameters()], floors)
+    return Work(ours, features, floors, [*features, *objective.parameters()])
 
 
 CASES = (Case("idkl_objective", ((120, 2048, 395),), _idkl),)

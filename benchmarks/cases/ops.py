@@ -1,0 +1,100 @@
+"""The ops of `vifast.bench` against what users have today."""
+
+from functools import partial
+
+import rivals
+import torch
+
+from cases._case import Case
+from vifast import bench
+from vifast.bench.images import drawn_ckda
+from vifast.functional import AugmentParams
+
+
+def _usual(eager, **more):
+    """Rivals with the arguments of the op: the usual eager code, compiled too."""
+
+    def rivals_of(*args):
+        compiled = torch.compile(eager)
+        called = {"eager": eager, "compile": compiled} | more
+        return {name: lambda rival=rival: rival(*args) for name, rival in called.items()}
+
+    return rivals_of
+
+
+def _triplet(feat, labels):
+    pml = rivals.triplet_pml()
+    more = {"round_trip": rivals.round_trip, "eager_gather": rivals.triplet_gather, "pml": pml}
+    return _usual(rivals.triplet_dense, **more)(feat, labels)
+
+
+def _pairwise(feat):
+    return {"eager": lambda: rivals.distances(feat), "cdist": lambda: torch.cdist(feat, feat)}
+
+
+def _augment(images, params, dtype=torch.float32):
+    columns = {name: params.column(name) for name in AugmentParams.COLUMNS}
+    constants = params.mean, params.std, params.fill
+
+    def eager():
+        return rivals.augment(images, columns, constants).to(dtype)
+
+    pillow = {"pillow": lambda: rivals.augment_pillow(images, columns, constants).to(dtype)}
+    return {"eager": eager, "compile": torch.compile(eager)} | (pillow if images.device.type == "cpu" else {})
+
+
+def _blur_jitter(images, params):
+    (brightness, contrast, sigma), (jittered, blurred) = drawn_ckda(len(images))
+    args = jittered, blurred, brightness[jittered], contrast[jittered], sigma[blurred]
+    on_device, compiled = [x.to(images.device) for x in args], torch.compile(rivals.blur_jitter)
+    pillow = {"pillow": lambda: rivals.blur_jitter_pillow(images, *args)} if images.device.type == "cpu" else {}
+    eager = {"eager": lambda: rivals.blur_jitter(images, *on_device), "compile": lambda: compiled(images, *on_device)}
+    return eager | pillow
+
+
+RIVALS = {
+    "triplet_loss": _triplet,
+    "weighted_triplet_loss": _usual(rivals.weighted_dense, round_trip=rivals.round_trip),
+    "pairwise_distance": _pairwise,
+    "graph_alignment": _usual(rivals.graph_alignment),
+    "relation_alignment": _usual(rivals.relation_alignment),
+    "prototype_alignment": _usual(rivals.prototype_alignment),
+    "center_triplet_loss": _usual(rivals.center_triplet),
+    "center_hinge": _usual(rivals.center_hinge),
+    "memory_update": lambda *args: {"eager": lambda: rivals.memory_update(*args)},
+    "symmetric_kl": _usual(rivals.symmetric_kl),
+    "entropy_hinge": _usual(rivals.entropy_hinge),
+    "standardized_kl": _usual(rivals.standardized_kl),
+    "dakd_loss": _usual(rivals.dakd),
+    "gem_pool": _usual(rivals.gem),
+    "gem_pool_learned": _usual(rivals.gem),
+    "purifier": _usual(rivals.purifier),
+    "purifier_layer": _usual(rivals.purifier_layer),
+    "prompt_consistency": _usual(torch.nn.functional.l1_loss),
+    "augment": _augment,
+    "augment_bfloat16": partial(_augment, dtype=torch.bfloat16),
+    "blur_jitter": _blur_jitter,
+}
+NOT_DEFINED = {"pairwise_distance", "blur_jitter"}  # the eager code is the definition
+
+
+def _against(op, case, sizes=None, **options):
+    def build(*size, device="cpu"):
+        work = case.build(*size, device=device, **options)
+        definition = {} if op in NOT_DEFINED else {"definition": work.definition()}
+        return work.passes(definition | RIVALS.get(op, lambda *_: {})(*work.args))
+
+    return Case(op, sizes or case.sizes, build, settle=case.settle)
+
+
+def _alone(*size, device="cpu"):
+    """Small batches stay in the caches that the rivals empty: ours and the floor in turn."""
+    return OPS["triplet_loss"].build(*size, device=device).passes({})
+
+
+OPS = {case.op: case for case in bench.CASES}
+CASES = (
+    *(_against(op, case) for op, case in OPS.items()),
+    _against("augment_bfloat16", OPS["augment"], OPS["augment"].sizes[:1], dtype=torch.bfloat16),
+    Case("triplet_loss_alone", OPS["triplet_loss"].sizes[:1], _alone),
+)
