@@ -12,7 +12,6 @@ from vifast.kernels._lang import tl, triton
 
 SMALL = 128  # rows whose pairs are formed in one launch: a tile of all of a row's partners stays in registers
 PROTOTYPED = 32  # rows of prototype_alignment, two N x N graphs of which one program holds in float64
-CENTERED = 32  # rows of a modality in center_triplet, each of whose programs makes all centers
 LABELLED = 512  # rows that one program can compare by their labels alone; more are sorted
 
 _counters = {}

@@ -8,9 +8,9 @@ Shapes   feat_v, feat_i [N, D], labels [N] int64; out: loss [], and of the four 
          sample and their distances, index and dist [4, 2, N].
 Identity a center counts once. The CPU has one row a center; elsewhere their number would have to be read back, so a
          center stands beside every row of its identity (a copy changes no extreme) and anchors weigh 1 / count.
-Launches on a GPU up to CENTERED rows one forward and one backward, see center_triplet_small.
+Launches on a GPU up to SMALL rows one forward and one backward, see center_triplet_small.
 Defined  an anchor without negatives counts as 0; no rows: 0.
-Memory   centers, a copy of the inputs, and the gradients.
+Memory   centers, a copy of the inputs, and the gradients; up to SMALL rows of a GPU N / 16 copies of centers and rows.
 Floor    with K identities K x K, N x K and K x N products over D.
 Measured 5.5 and 2.0 of the platform's products for 120 and 512 rows of 2048 on two cores of an AMD EPYC, forward and
          backward.
@@ -25,7 +25,7 @@ from torch import Tensor
 from vifast.kernels import _C
 from vifast.kernels._cpu import float_rows
 from vifast.kernels._registry import Op, check
-from vifast.kernels._small import CENTERED
+from vifast.kernels._small import SMALL
 from vifast.kernels._softmax import gpu_pair
 from vifast.kernels.batch_hard import batch_hard, batch_hard_backward
 from vifast.kernels.center_triplet_small import mine, pull
@@ -153,7 +153,7 @@ def _cpu(feat_v, feat_i, labels, margin, sample_weight, symmetric, precision):
 
 @center_triplet.register_kernel("cuda")
 def _triton(feat_v, feat_i, labels, margin, sample_weight, symmetric, precision):
-    if not 0 < len(labels) <= CENTERED or feat_v.size(1) == 0:
+    if not 0 < len(labels) <= SMALL or feat_v.size(1) == 0:
         return center_triplet.definition(feat_v, feat_i, labels, margin, sample_weight, symmetric, precision)
     out = _alloc(feat_v, feat_i, labels, margin, sample_weight, symmetric, precision)
     mine(*gpu_pair(feat_v, feat_i), labels.contiguous(), margin, sample_weight, symmetric, out)
@@ -196,7 +196,7 @@ def _cpu_backward(grad, dist, index, feat_v, feat_i, labels, margin, sample_weig
 @center_triplet_backward.register_kernel("cuda")
 def _triton_backward(grad, dist, index, feat_v, feat_i, labels, margin, sample_weight, symmetric):
     args = grad, dist, index, feat_v, feat_i, labels, margin, sample_weight, symmetric
-    if not 0 < len(labels) <= CENTERED or feat_v.size(1) == 0:
+    if not 0 < len(labels) <= SMALL or feat_v.size(1) == 0:
         return center_triplet_backward.definition(*args)
     out = _alloc_backward(*args)
     rows = *gpu_pair(feat_v, feat_i), labels.contiguous()

@@ -1,41 +1,29 @@
 """Triton kernels of center_triplet for few rows: one launch forward and one backward.
 
-Centers are a product: c = M f with M[i, j] = 1 / count of the identity that i and j share, 0 elsewhere; M is symmetric.
+Nobody can wait for centers that others make, so every program makes all of them for its few columns: a product of who
+shares an identity with whom, and the rows. It lays them out in memory of its own, from where it reads them row by row.
 
-Forward, a program takes the anchors of one sample: it reads all rows once, makes the centers of a block of columns from
-them, and adds up the squares of direct differences, so nothing cancels and no winner has to be found again. The last
-program to finish adds the terms up in order. Backward, the gradient of both modalities is linear in the rows,
+Forward, a program adds up the squares of direct differences of ANCHORS samples to all others over its COLUMNS, so that
+nothing cancels and no winner has to be found again. The last program of the same anchors sums over the columns and
+mines, and the last of those adds the terms up in order. Backward, a program has BLOCK_D columns of one modality's
+gradient, the pulls of anchors and partners at each other as products once more; the mean over an identity is its own
+adjoint.
 
-    dv = C_vv v + C_vi i     di = C_vi' v + C_ii i
-
-with [n, n] coefficients that follow from partners and distances alone; each program makes them again for its columns.
-Both work in numbers relative to a row, which moves no distance and no gradient. More than CENTERED rows would spill
-registers, and the product of a program's centers grows with their square.
+Both work in numbers relative to a row, which moves no distance and no gradient.
 """
 
 import torch
 from torch import Tensor
 
 from vifast.kernels._lang import tl, triton
-from vifast.kernels._small import counters, last_program
-from vifast.kernels._tile import input_precision
+from vifast.kernels._small import counters, last_program, reduce_rows
+from vifast.kernels._split import ANCHORS, COLUMNS
+from vifast.kernels._tile import finite, input_precision, load_origin
 from vifast.kernels.batch_hard import FLOOR
+from vifast.kernels.batch_hard_small import keep_best, keys
 
 PRECISION = input_precision("exact")
-
-
-@triton.jit
-def _sharing(labels_ptr, j, n):
-    """M, and 1 / count of every sample."""
-    label = tl.load(labels_ptr + j, mask=j < n, other=0)
-    same = (label[:, None] == label[None, :]) & (j[:, None] < n) & (j[None, :] < n)
-    once = 1.0 / tl.maximum(tl.sum(same.to(tl.float32), 1), 1.0)
-    return tl.where(same, once[:, None], 0.0), tl.where(j < n, once, 0.0)
-
-
-@triton.jit
-def _finite(x):
-    return tl.where(tl.abs(x) <= 3.4028234e38, x, 0.0)
+BLOCK_D = 16  # columns whose centers are made at once
 
 
 @triton.jit
@@ -47,180 +35,254 @@ def _rows(x_ptr, origin, j, col, n, n_cols):
 
 
 @triton.jit
-def _origin(x_ptr, row, col, n_cols):
-    return _finite(tl.load(x_ptr + tl.cast(row, tl.int64) * n_cols + col, mask=col < n_cols, other=0.0).to(tl.float32))
+def _sharing(labels_ptr, j, m, n):
+    """1 where samples j and m share an identity."""
+    label = tl.load(labels_ptr + j, mask=j < n, other=0)
+    other = tl.load(labels_ptr + m, mask=m < n, other=0)
+    return ((label[:, None] == other[None, :]) & (j[:, None] < n) & (m[None, :] < n)).to(tl.float32)
 
 
 @triton.jit
-def _centers(share, x, PRECISION: tl.constexpr):
-    """M x. A row that is not finite spoils the center of its own identity alone."""
-    kept = _finite(x)
-    bad = tl.max((kept != x).to(tl.float32), 1)
-    spoiled = tl.max(tl.where(share > 0.0, bad[None, :], 0.0), 1)
-    center = tl.dot(share, kept, input_precision=PRECISION)
-    return tl.where(spoiled[:, None] > 0.0, float("nan"), center)
+def _once(labels_ptr, j, n, BLOCK_M: tl.constexpr):
+    """1 / samples of the identity of each j, 0 beyond n."""
+    count = tl.zeros(j.shape, tl.float32)
+    for start in range(0, n, BLOCK_M):
+        count += tl.sum(_sharing(labels_ptr, j, start + tl.arange(0, BLOCK_M), n), 1)
+    return tl.where(j < n, 1.0 / tl.maximum(count, 1.0), 0.0)
 
 
 @triton.jit
-def _one(x, j, i):
-    """Row i of a tile."""
-    return tl.sum(tl.where(j[:, None] == i, x, 0.0), 0)[None, :]
+def _means(x_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Mean over the identity of each j. A row that is not finite spoils that of its own identity alone."""
+    total = tl.zeros((j.shape[0], col.shape[0]), tl.float32)
+    spoiled = tl.zeros(j.shape, tl.float32)
+    for start in range(0, n, BLOCK_M):
+        m = start + tl.arange(0, BLOCK_M)
+        same = _sharing(labels_ptr, j, m, n)
+        x = _rows(x_ptr, origin, m, col, n, n_cols)
+        kept = finite(x)
+        bad = tl.max((kept != x).to(tl.float32), 1)
+        spoiled = tl.maximum(spoiled, tl.max(same * bad[None, :], 1))
+        total = tl.dot(same, kept, total, input_precision=PRECISION)
+    return tl.where(spoiled[:, None] > 0.0, float("nan"), total * once[:, None])
 
 
 @triton.jit
-def _sq(a, b):
-    return tl.sum((a - b) * (a - b), 1)
+def _square(a_ptr, b_ptr, k, i, j, ROWS: tl.constexpr):
+    """Squares of the differences of a[i] and b[j] in one column."""
+    a = tl.load(a_ptr + k * ROWS + i[:, None] + 0 * j[None, :])
+    b = tl.load(b_ptr + k * ROWS + 0 * i[:, None] + j[None, :])
+    return (a - b) * (a - b)
 
 
 @triton.jit
-def _mine(sq, same, inside, j, i, n, dist_ptr, index_ptr, margin, FLOOR_: tl.constexpr):
-    """Farthest positive and nearest negative of sample i, stored, and their hinge. The lower index wins a tie."""
-    broken = sq != sq  # noqa: PLR0124 - a NaN is partner on both sides
-    positive = inside & same
-    negative = inside & (same == 0)
-    far = tl.where(positive, tl.where(broken, float("inf"), sq), float("-inf"))
-    near = tl.where(negative, tl.where(broken, float("-inf"), sq), float("inf"))
-    best = tl.max(far, 0)
-    i_pos = tl.min(tl.where(positive & (far == best), j, n), 0)
-    least = tl.min(near, 0)
-    i_neg = tl.min(tl.where(negative & (near == least), j, n), 0)
-    sq_pos = tl.sum(tl.where(j == i_pos, sq, 0.0), 0)
-    sq_neg = tl.sum(tl.where(j == i_neg, sq, 0.0), 0)
+def _mine(sq, same, i, j, n, dist_ptr, index_ptr, margin, FLOOR_: tl.constexpr):
+    """Farthest positive and nearest negative of samples i, stored, and their hinge. The lower index wins a tie."""
+    pos, neg = keys(sq, same, j[None, :] < n)
+    nothing = tl.full(i.shape, float("-inf"), tl.float32)
+    nobody = tl.full(i.shape, -1, tl.int64)
+    _, i_pos = keep_best(pos, 0, nothing, nobody)
+    _, i_neg = keep_best(neg, 0, nothing, nobody)
+    sq_pos = tl.sum(tl.where(j[None, :] == i_pos[:, None], sq, 0.0), 1)
+    sq_neg = tl.sum(tl.where(j[None, :] == i_neg[:, None], sq, 0.0), 1)
     d_pos = tl.sqrt_rn(tl.where(sq_pos < FLOOR_, FLOOR_, sq_pos))
-    d_neg = tl.where(i_neg == n, float("inf"), tl.sqrt_rn(tl.where(sq_neg < FLOOR_, FLOOR_, sq_neg)))
-    tl.store(dist_ptr + i, d_pos)
-    tl.store(dist_ptr + n + i, d_neg)
-    tl.store(index_ptr + i, i_pos.to(tl.int64))
-    tl.store(index_ptr + n + i, tl.where(i_neg == n, -1, i_neg).to(tl.int64))
+    d_neg = tl.where(i_neg < 0, float("inf"), tl.sqrt_rn(tl.where(sq_neg < FLOOR_, FLOOR_, sq_neg)))
+    tl.store(dist_ptr + i, d_pos, mask=i < n)
+    tl.store(dist_ptr + n + i, d_neg, mask=i < n)
+    tl.store(index_ptr + i, i_pos, mask=i < n)
+    tl.store(index_ptr + n + i, i_neg, mask=i < n)
     gap = d_pos - d_neg + margin
     return tl.where(gap < 0.0, 0.0, gap)
 
 
 @triton.jit
 def _forward_kernel(
-    v_ptr, i_ptr, labels_ptr, terms_ptr, counter_ptr, loss_ptr, dist_ptr, index_ptr, n, n_cols, margin, sample_weight,
-    SYMMETRIC: tl.constexpr, FLOOR_: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    v_ptr, i_ptr, labels_ptr, work_ptr, parts_ptr, terms_ptr, counter_ptr, loss_ptr, dist_ptr, index_ptr, n, n_cols,
+    margin, sample_weight, SYMMETRIC: tl.constexpr, FLOOR_: tl.constexpr, PRECISION: tl.constexpr,
+    ANCHORS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0)
-    j = tl.arange(0, BLOCK)
-    share, once = _sharing(labels_ptr, j, n)
-    v_to_c = tl.zeros((BLOCK,), tl.float32)
-    last = tl.zeros((BLOCK,), tl.float32)
-    cv_to_c = tl.zeros((BLOCK,), tl.float32)
-    ci_to_c = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, n_cols, BLOCK_D):
-        col = start + tl.arange(0, BLOCK_D)
-        origin = _origin(v_ptr, i, col, n_cols)
-        f_v = _rows(v_ptr, origin, j, col, n, n_cols)
-        f_i = _rows(i_ptr, origin, j, col, n, n_cols)
-        c_v = _centers(share, f_v, PRECISION)
-        c_i = _centers(share, f_i, PRECISION)
-        cv_to_c += _sq(_one(c_v, j, i), c_i)
-        ci_to_c += _sq(_one(c_i, j, i), c_v)
-        v_to_c += _sq(_one(f_v, j, i), c_i)
-        if SYMMETRIC:
-            last += _sq(_one(f_i, j, i), c_v)
-        else:
-            last += _sq(_one(c_v, j, i), f_i)
-    inside = j < n
-    same = tl.load(labels_ptr + j, mask=inside, other=0) == tl.load(labels_ptr + i)
-    center = tl.sum(tl.where(j == i, once, 0.0), 0) / tl.sum(once, 0)  # weight of a center beside sample i
-    sample = 1.0 / n
-    side = 2 * n
-    t = _mine(cv_to_c, same, inside, j, i, n, dist_ptr, index_ptr, margin, FLOOR_)
-    t += _mine(ci_to_c, same, inside, j, i, n, dist_ptr + side, index_ptr + side, margin, FLOOR_)
-    t *= (1.0 - sample_weight) * center
-    f = _mine(v_to_c, same, inside, j, i, n, dist_ptr + 2 * side, index_ptr + 2 * side, margin, FLOOR_) * sample
-    f += _mine(last, same, inside, j, i, n, dist_ptr + 3 * side, index_ptr + 3 * side, margin, FLOOR_) * (
-        sample if SYMMETRIC else center
-    )
-    tl.store(terms_ptr + i, 0.5 * (t + sample_weight * f))
-    if last_program(counter_ptr, n):
-        tl.store(loss_ptr, tl.sum(tl.load(terms_ptr + j, mask=inside, other=0.0), 0))
+    """work [programs, 4, BLOCK_D, ROWS]: centers and samples of some columns; parts [programs, 4, ANCHORS, ROWS]."""
+    local = tl.arange(0, ANCHORS)
+    i = tl.program_id(0) * ANCHORS + local
+    j = tl.arange(0, ROWS)
+    once = _once(labels_ptr, j, n, BLOCK_M)
+    part = tl.program_id(0) * tl.num_programs(1)
+    c_v = work_ptr + (part + tl.program_id(1)) * (4 * BLOCK_D * ROWS)
+    c_i = c_v + BLOCK_D * ROWS
+    f_v = c_i + BLOCK_D * ROWS
+    f_i = f_v + BLOCK_D * ROWS
+    cv_to_c = tl.zeros((ANCHORS, ROWS), tl.float32)
+    ci_to_c = tl.zeros((ANCHORS, ROWS), tl.float32)
+    v_to_c = tl.zeros((ANCHORS, ROWS), tl.float32)
+    last = tl.zeros((ANCHORS, ROWS), tl.float32)
+    first = tl.program_id(1) * COLUMNS
+    for start in range(first, tl.minimum(first + COLUMNS, n_cols), BLOCK_D):
+        k = tl.arange(0, BLOCK_D)
+        col = start + k
+        origin = load_origin(v_ptr, col, n_cols)
+        at = k[None, :] * ROWS + j[:, None]
+        tl.store(c_v + at, _means(v_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M))
+        tl.store(c_i + at, _means(i_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M))
+        tl.store(f_v + at, _rows(v_ptr, origin, j, col, n, n_cols))
+        tl.store(f_i + at, _rows(i_ptr, origin, j, col, n, n_cols))
+        tl.debug_barrier()
+        for column in range(0, tl.minimum(BLOCK_D, n_cols - start)):
+            cv_to_c += _square(c_v, c_i, column, i, j, ROWS)
+            ci_to_c += _square(c_i, c_v, column, i, j, ROWS)
+            v_to_c += _square(f_v, c_i, column, i, j, ROWS)
+            if SYMMETRIC:
+                last += _square(f_i, c_v, column, i, j, ROWS)
+            else:
+                last += _square(c_v, f_i, column, i, j, ROWS)
+        tl.debug_barrier()
+    pair = local[:, None] * ROWS + j[None, :]
+    own = parts_ptr + (part + tl.program_id(1)) * (4 * ANCHORS * ROWS) + pair
+    tl.store(own, cv_to_c)
+    tl.store(own + ANCHORS * ROWS, ci_to_c)
+    tl.store(own + 2 * ANCHORS * ROWS, v_to_c)
+    tl.store(own + 3 * ANCHORS * ROWS, last)
+    if last_program(counter_ptr + tl.program_id(0), tl.num_programs(1)):
+        same = _sharing(labels_ptr, i, j, n) > 0.0
+        center = _once(labels_ptr, i, n, BLOCK_M) / tl.sum(once, 0)  # weight of a center beside sample i
+        term = tl.zeros((ANCHORS,), tl.float32)
+        for t in tl.static_range(4):
+            sq = tl.zeros((ANCHORS, ROWS), tl.float32)
+            for chunk in range(0, tl.num_programs(1)):
+                sq += tl.load(parts_ptr + ((part + chunk) * 4 + t) * (ANCHORS * ROWS) + pair)
+            hinge = _mine(sq, same, i, j, n, dist_ptr + 2 * t * n, index_ptr + 2 * t * n, margin, FLOOR_)
+            if t < 2:
+                term += (1.0 - sample_weight) * center * hinge
+            elif t == 2 or SYMMETRIC:
+                term += sample_weight / n * hinge
+            else:
+                term += sample_weight * center * hinge
+        tl.store(terms_ptr + i, 0.5 * term, mask=i < n)
+        blocks = tl.num_programs(0)
+        reduce_rows(terms_ptr, loss_ptr, counter_ptr + blocks, 1.0, n, blocks, ROWS)
 
 
 def mine(
     feat_v: Tensor, feat_i: Tensor, labels: Tensor, margin: float, sample_weight: float, symmetric: bool, out: tuple
 ) -> None:
-    """Loss and partners of at most CENTERED contiguous rows, into what the op allocated."""
-    (n, d), loss = feat_v.shape, out[0]
+    """Loss and partners of at most SMALL contiguous rows, into what the op allocated."""
+    (n, d), loss, launch = feat_v.shape, out[0], _launch(len(feat_v))
+    grid = triton.cdiv(n, ANCHORS), triton.cdiv(d, COLUMNS)
+    work = loss.new_empty(*grid, 4, BLOCK_D, launch["ROWS"])
+    parts = loss.new_empty(*grid, 4, ANCHORS, launch["ROWS"])
     with torch.cuda.device_of(feat_v):
-        _forward_kernel[(n,)](
-            feat_v, feat_i, labels, loss.new_empty(n), counters(feat_v), *out, n, d, margin, sample_weight,
-            SYMMETRIC=symmetric, FLOOR_=FLOOR, PRECISION=PRECISION, **_launch(n),
+        _forward_kernel[grid](
+            feat_v, feat_i, labels, work, parts, loss.new_empty(n), counters(feat_v), *out, n, d, margin, sample_weight,
+            SYMMETRIC=symmetric, FLOOR_=FLOOR, PRECISION=PRECISION, ANCHORS=ANCHORS, COLUMNS=COLUMNS, **launch,
         )  # fmt: skip
 
 
 def _launch(n: int) -> dict[str, int]:
-    return {"BLOCK": max(16, triton.next_power_of_2(n)), "BLOCK_D": 32, "num_warps": 4 if n <= 16 else 8}
+    rows = max(16, triton.next_power_of_2(n))
+    return {"ROWS": rows, "BLOCK_M": 16, "BLOCK_D": BLOCK_D, "num_warps": max(2, rows // 16), "num_stages": 1}
 
 
 @triton.jit
-def _pulls(dist_ptr, index_ptr, weight, j, n, margin, FLOOR_: tl.constexpr):
-    """S[anchor, partner]: how hard an anchor and its partners pull at each other in one term."""
+def _strengths(dist_ptr, weight, j, n, margin, out_ptr, FLOOR_: tl.constexpr):
+    """How hard anchors j pull at their positives and, after len(j), at their negatives in one term."""
     d_pos = tl.load(dist_ptr + j, mask=j < n, other=0.0)
     d_neg = tl.load(dist_ptr + n + j, mask=j < n, other=1.0)
-    i_pos = tl.load(index_ptr + j, mask=j < n, other=-1)
-    i_neg = tl.load(index_ptr + n + j, mask=j < n, other=-1)
     weight = tl.where((j < n) & (d_pos - d_neg + margin > 0.0), weight, 0.0)
     pos = tl.where((weight == 0.0) | (d_pos * d_pos <= FLOOR_ * 1.0001), 0.0, weight / d_pos)
     neg = tl.where((weight == 0.0) | (d_neg * d_neg <= FLOOR_ * 1.0001), 0.0, weight / d_neg)
-    pulls = tl.where(j[None, :] == i_pos[:, None], pos[:, None], 0.0)
-    return pulls - tl.where(j[None, :] == i_neg[:, None], neg[:, None], 0.0)
+    tl.store(out_ptr + j, pos)
+    tl.store(out_ptr + j.shape[0] + j, neg)
 
 
 @triton.jit
-def _shared(share, weight):
-    """M diag(weight) M."""
-    return share * tl.sum(share * weight[None, :], 1)[:, None]
+def _pulls(strength_ptr, index_ptr, j, m, n, TERM: tl.constexpr, AXIS: tl.constexpr, ROWS: tl.constexpr):
+    """How hard anchors and their partners pull at each other in one term: [j, m], j the anchors, or m for AXIS 0."""
+    anchor, partner = j if AXIS == 1 else m, m if AXIS == 1 else j
+    strength_ptr += 2 * TERM * ROWS
+    index_ptr += 2 * TERM * n
+    pos = tl.expand_dims(tl.load(strength_ptr + anchor), AXIS)
+    neg = tl.expand_dims(tl.load(strength_ptr + ROWS + anchor), AXIS)
+    i_pos = tl.expand_dims(tl.load(index_ptr + anchor, mask=anchor < n, other=-1).to(tl.int32), AXIS)
+    i_neg = tl.expand_dims(tl.load(index_ptr + n + anchor, mask=anchor < n, other=-1).to(tl.int32), AXIS)
+    other = tl.expand_dims(partner, 1 - AXIS)
+    return tl.where(other == i_pos, pos, 0.0) - tl.where(other == i_neg, neg, 0.0)
+
+
+@triton.jit
+def _side(
+    x_ptr, other_ptr, c_own, c_other, g_own, strength_ptr, index_ptr, labels_ptr, to_ptr, origin, once, j, k, col,
+    n, n_cols, OWN: tl.constexpr, SYMMETRIC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the rows x of modality OWN: through its centers in terms 0, 1 and 3 - OWN, and itself in 2 + OWN."""
+    ROWS: tl.constexpr = j.shape[0]
+    SAMPLE: tl.constexpr = 1 if OWN == 0 or SYMMETRIC else 0  # its samples are the anchors of term 2 + OWN
+    CENTER: tl.constexpr = 1 if OWN == 0 and not SYMMETRIC else 0  # its centers are the anchors of term 3 - OWN
+    to_c = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    to_f = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    at_c = tl.zeros((ROWS,), tl.float32)
+    at_f = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, n, BLOCK_M):
+        m = start + tl.arange(0, BLOCK_M)
+        center = tl.load(c_other + m[:, None] * BLOCK_D + k[None, :])
+        s = _pulls(strength_ptr, index_ptr, j, m, n, OWN, 1, ROWS)
+        s += _pulls(strength_ptr, index_ptr, j, m, n, 1 - OWN, 0, ROWS)
+        at_c += tl.sum(s, 1)
+        to_c = tl.dot(s, center, to_c, input_precision=PRECISION)
+        s = _pulls(strength_ptr, index_ptr, j, m, n, 2 + OWN, SAMPLE, ROWS)
+        at_f += tl.sum(s, 1)
+        to_f = tl.dot(s, center, to_f, input_precision=PRECISION)
+        s = _pulls(strength_ptr, index_ptr, j, m, n, 3 - OWN, CENTER, ROWS)
+        at_c += tl.sum(s, 1)
+        sample = finite(_rows(other_ptr, origin, m, col, n, n_cols))
+        to_c = tl.dot(s, sample, to_c, input_precision=PRECISION)
+    at = j[:, None] * BLOCK_D + k[None, :]
+    tl.store(g_own + at, at_c[:, None] * tl.load(c_own + at) - to_c)
+    to_f = at_f[:, None] * finite(_rows(x_ptr, origin, j, col, n, n_cols)) - to_f
+    tl.debug_barrier()
+    nothing = tl.zeros((BLOCK_D,), tl.float32)
+    to_f += _means(g_own, nothing, labels_ptr, once, j, k, n, BLOCK_D, PRECISION, BLOCK_M)
+    out = j[:, None].to(tl.int64) * n_cols + col[None, :]
+    tl.store(to_ptr + out, to_f, mask=(j[:, None] < n) & (col[None, :] < n_cols))
 
 
 @triton.jit
 def _backward_kernel(
-    grad_ptr, dist_ptr, index_ptr, v_ptr, i_ptr, labels_ptr, to_v_ptr, to_i_ptr, n, n_cols, margin, sample_weight,
-    SYMMETRIC: tl.constexpr, FLOOR_: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    grad_ptr, dist_ptr, index_ptr, v_ptr, i_ptr, labels_ptr, work_ptr, to_v_ptr, to_i_ptr, n, n_cols, margin,
+    sample_weight, SYMMETRIC: tl.constexpr, FLOOR_: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    j = tl.arange(0, BLOCK)
-    share, once = _sharing(labels_ptr, j, n)
-    grad = 0.5 * tl.load(grad_ptr)
-    center = once / tl.sum(once, 0)
-    sample = tl.where(j < n, 1.0 / n, 0.0)
-    side = 2 * n
-    of_centers = grad * (1.0 - sample_weight) * center
-    of_samples = grad * sample_weight
-    cv_to_c = _pulls(dist_ptr, index_ptr, of_centers, j, n, margin, FLOOR_)
-    ci_to_c = _pulls(dist_ptr + side, index_ptr + side, of_centers, j, n, margin, FLOOR_)
-    v_to_c = _pulls(dist_ptr + 2 * side, index_ptr + 2 * side, of_samples * sample, j, n, margin, FLOOR_)
-    last = _pulls(
-        dist_ptr + 3 * side, index_ptr + 3 * side, of_samples * (sample if SYMMETRIC else center), j, n, margin, FLOOR_
-    )
-    # Pulls at the centers and at the samples of each modality, and between the two modalities.
-    at_cv = tl.sum(cv_to_c, 1) + tl.sum(ci_to_c, 0)
-    at_ci = tl.sum(cv_to_c, 0) + tl.sum(ci_to_c, 1) + tl.sum(v_to_c, 0)
-    between = tl.dot(share, cv_to_c + tl.trans(ci_to_c), input_precision=PRECISION) + v_to_c
-    between = tl.dot(between, share, input_precision=PRECISION)
-    if SYMMETRIC:
-        at_cv += tl.sum(last, 0)
-        at_i = tl.sum(last, 1)
-        between += tl.dot(share, tl.trans(last), input_precision=PRECISION)
-    else:
-        at_cv += tl.sum(last, 1)
-        at_i = tl.sum(last, 0)
-        between += tl.dot(share, last, input_precision=PRECISION)
-    own = j[:, None] == j[None, :]
-    of_v = _shared(share, at_cv) + tl.where(own, tl.sum(v_to_c, 1)[:, None], 0.0)
-    of_i = _shared(share, at_ci) + tl.where(own, at_i[:, None], 0.0)
-    col = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
-    origin = _origin(v_ptr, 0, col, n_cols)
+    """work [programs, 3 * BLOCK_D + 8, ROWS]: centers, gradient of one modality's, how hard anchors pull."""
+    j = tl.arange(0, ROWS)
+    k = tl.arange(0, BLOCK_D)
+    col = tl.program_id(0) * BLOCK_D + k
+    origin = load_origin(v_ptr, col, n_cols)
+    once = _once(labels_ptr, j, n, BLOCK_M)
+    own = tl.program_id(0) * 2 + tl.program_id(1)
+    c_v = work_ptr + own * ((3 * BLOCK_D + 8) * ROWS)
+    c_i = c_v + ROWS * BLOCK_D
+    g = c_i + ROWS * BLOCK_D
+    strengths = g + ROWS * BLOCK_D
+    at = j[:, None] * BLOCK_D + k[None, :]
     # No pull comes from or goes to a row that is not finite.
-    f_v = _finite(_rows(v_ptr, origin, j, col, n, n_cols))
-    f_i = _finite(_rows(i_ptr, origin, j, col, n, n_cols))
-    mask = (j[:, None] < n) & (col[None, :] < n_cols)
-    at = j[:, None].to(tl.int64) * n_cols + col[None, :]
-    to_v = tl.dot(of_v, f_v, input_precision=PRECISION) - tl.dot(between, f_i, input_precision=PRECISION)
-    tl.store(to_v_ptr + at, to_v, mask=mask)
-    to_i = tl.dot(of_i, f_i, input_precision=PRECISION) - tl.dot(tl.trans(between), f_v, input_precision=PRECISION)
-    tl.store(to_i_ptr + at, to_i, mask=mask)
+    tl.store(c_v + at, finite(_means(v_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M)))
+    tl.store(c_i + at, finite(_means(i_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M)))
+    grad = 0.5 * tl.load(grad_ptr)
+    center = grad * once / tl.sum(once, 0)
+    for t in tl.static_range(4):
+        if t < 2:
+            weight = (1.0 - sample_weight) * center
+        elif t == 2 or SYMMETRIC:
+            weight = tl.where(j < n, sample_weight * grad / n, 0.0)
+        else:
+            weight = sample_weight * center
+        _strengths(dist_ptr + 2 * t * n, weight, j, n, margin, strengths + 2 * t * ROWS, FLOOR_)
+    tl.debug_barrier()
+    if tl.program_id(1) == 0:
+        _side(v_ptr, i_ptr, c_v, c_i, g, strengths, index_ptr, labels_ptr, to_v_ptr, origin, once, j, k, col,
+              n, n_cols, 0, SYMMETRIC, PRECISION, BLOCK_M, BLOCK_D)  # fmt: skip
+    else:
+        _side(i_ptr, v_ptr, c_i, c_v, g, strengths, index_ptr, labels_ptr, to_i_ptr, origin, once, j, k, col,
+              n, n_cols, 1, SYMMETRIC, PRECISION, BLOCK_M, BLOCK_D)  # fmt: skip
 
 
 def pull(
@@ -235,10 +297,12 @@ def pull(
     symmetric: bool,
     out: tuple,
 ) -> None:
-    """Gradients of at most CENTERED contiguous rows, into what the op allocated."""
+    """Gradients of at most SMALL contiguous rows, into what the op allocated."""
     (n, d), launch = feat_v.shape, _launch(len(feat_v))
+    grid = triton.cdiv(d, BLOCK_D), 2
+    work = dist.new_empty(*grid, 3 * BLOCK_D + 8, launch["ROWS"])
     with torch.cuda.device_of(feat_v):
-        _backward_kernel[(triton.cdiv(d, launch["BLOCK_D"]),)](
-            grad, dist, index, feat_v, feat_i, labels, *out, n, d, margin, sample_weight,
+        _backward_kernel[grid](
+            grad, dist, index, feat_v, feat_i, labels, work, *out, n, d, margin, sample_weight,
             SYMMETRIC=symmetric, FLOOR_=FLOOR, PRECISION=PRECISION, **launch,
         )  # fmt: skip

@@ -79,12 +79,14 @@ LAUNCHES = {
     ],
     "center_triplet": [
         (*2 * (_floats(n, 768),), _indices(n), 0.1, 0.5, symmetric, "exact")
-        for n, symmetric in ((32, False), (32, True), (16, False))
+        for n in (128, 64, 32, 16)
+        for symmetric in (False, True)
     ]
     + [(*2 * (_floats(20, 70).bfloat16(),), _indices(20), 0.1, 0.5, False, "exact")],
     "center_triplet_backward": [
         (_floats(), _floats(4, 2, n), _indices(8 * n).view(4, 2, n), *2 * (_floats(n, 768),), _indices(n), 0.1, 0.5, s)
-        for n, s in ((32, False), (32, True), (16, False))
+        for n in (128, 64, 32, 16)
+        for s in (False, True)
     ],
     "graph_alignment": [
         (_SELF[0], _OTHER_WIDTH, None, 1e-6, False, True, "exact", "mean", 1.0),

@@ -43,17 +43,17 @@ def test_spec_vector():
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("num_instances", [1, 3, 20])
-def test_value_and_gradient(backend, symmetric, num_instances):
-    feat_v, feat_i, labels = batch(20, 7, device=backend.device, num_instances=num_instances)
+@pytest.mark.parametrize(("n", "d", "num_instances"), [(20, 7, 1), (20, 7, 3), (20, 7, 20), (17, 130, 4), (128, 7, 5)])
+def test_value_and_gradient(backend, symmetric, n, d, num_instances):
+    feat_v, feat_i, labels = batch(n, d, device=backend.device, num_instances=num_instances)
     labels = labels * 2**40 - 9
     options = {"margin": 0.7, "sample_weight": 0.3, "symmetric": symmetric}
     rows = tuple(x.requires_grad_() for x in (feat_v, feat_i))
     wide = tuple(x.detach().double().cpu().requires_grad_() for x in rows)
     ours, oracle = F.center_triplet_loss(*rows, labels, **options), by_hand(*wide, labels.cpu(), 0.7, 0.3, symmetric)
-    assert_close_to_oracle(ours, oracle, length=20)
+    assert_close_to_oracle(ours, oracle, length=n)
     for one, other in zip(torch.autograd.grad(ours, rows), torch.autograd.grad(oracle, wide), strict=True):
-        assert_close_to_oracle(one, other, length=20)
+        assert_close_to_oracle(one, other, length=n)
 
 
 def test_a_center_counts_once(backend):

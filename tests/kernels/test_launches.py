@@ -34,6 +34,7 @@ CALLS = {
     "weighted_triplet_loss": (1, 1, lambda a, b, labels, modality: F.weighted_triplet_loss(a, labels)),
     "weighted_triplet_loss, 128": (1, 1, lambda a, b, labels, modality: F.weighted_triplet_loss(a, labels)),
     "center_triplet_loss": (1, 1, lambda a, b, labels, modality: F.center_triplet_loss(a, b, labels)),
+    "center_triplet_loss, 128": (1, 1, lambda a, b, labels, modality: F.center_triplet_loss(a, b, labels)),
     "graph_alignment": (1, 1, lambda a, b, labels, modality: F.graph_alignment(a, b)),
     "graph_alignment, 128": (1, 1, lambda a, b, labels, modality: F.graph_alignment(a, b)),
     "relation_alignment": (3, 2, lambda a, b, labels, modality: F.relation_alignment(a, b)),
