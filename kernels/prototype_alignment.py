@@ -12,7 +12,8 @@ Backward with dW of graph_alignment, dZ = W (dW - <dW, W> W), slope = dZ / (|p| 
 Exact    A is graph_alignment's softmax of -kappa/2 ||w_i - w_j||^2: with the published kappa of 0.1 the loss is 1e-5
          and smaller, and logits taken from products would leave few digits of it.
 Memory   two N x K arrays, packed rows, the gradient; no N x N beyond what graph_alignment keeps.
-Launches on a GPU up to PROTOTYPED rows one forward and one backward, see prototype_alignment_small.
+Launches on a GPU up to PROTOTYPED rows one forward and one backward, up to SMALL five and one, see
+         prototype_alignment_small.
 Floor    2 products N x K x D forward and 1 backward; 2 and 2 of N x N x K.
 Measured 1.1 and 1.3 of the platform's products for 32 and 512 rows, 713 prototypes of 768 on two cores of an AMD EPYC,
          forward and backward.
@@ -26,14 +27,14 @@ from vifast.kernels import _C
 from vifast.kernels._cpu import float_rows, product
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
-from vifast.kernels._small import PROTOTYPED
+from vifast.kernels._small import PROTOTYPED, SMALL
 from vifast.kernels._softmax import gpu_pair, row_launch
 from vifast.kernels.graph_alignment import (
     graph_alignment,
     graph_alignment_backward,
     graph_alignment_ref,
 )
-from vifast.kernels.prototype_alignment_small import align, pull
+from vifast.kernels.prototype_alignment_small import align, pull, relate
 from vifast.kernels.unit_rows import LEAST_NORM, row_norm, unit_rows_backward
 
 
@@ -185,14 +186,17 @@ def _triton(student, teacher, prototypes, tau, kappa, with_slope):
         out = _alloc(student, teacher, prototypes, tau, kappa, with_slope)
         align(*rows, table, *out, tau, kappa, with_slope)
         return out
-    relations, table = _relations_like(student, prototypes), table.float()
     (n, d), k = student.shape, len(table)
     with torch.cuda.device_of(student):
-        lengths = table.norm(dim=1)
-        for x, w in zip(rows, relations, strict=True):
-            torch.mm(x.float(), table.T, out=w)  # with ``out`` autocast leaves the product as it is
-        launch = row_launch(max(k, d))
-        _relation_kernel[(2 * n,)](*rows, lengths, *relations, n, d, k, tau, LEAST=LEAST_NORM, **launch)
+        if n <= SMALL:
+            relations, lengths = relate(*rows, table, tau)
+        else:
+            relations, table = _relations_like(student, prototypes), table.float()
+            lengths = table.norm(dim=1)
+            for x, w in zip(rows, relations, strict=True):
+                torch.mm(x.float(), table.T, out=w)  # with ``out`` autocast leaves the product as it is
+            launch = row_launch(max(k, d))
+            _relation_kernel[(2 * n,)](*rows, lengths, *relations, n, d, k, tau, LEAST=LEAST_NORM, **launch)
         loss, *state = graph_alignment.run(*relations, *_graph_options(kappa))
         slope = relations[0].new_empty(0, 0)
         if with_slope:
@@ -230,7 +234,7 @@ def _triton_backward(grad, slope, student, prototypes):
     if slope.numel() * student.size(1) == 0:
         return _backward_ref(grad, slope, student, prototypes)
     x, table = gpu_pair(student, prototypes)
-    if len(student) <= PROTOTYPED:
+    if len(student) <= SMALL:
         out = _alloc_backward(grad, slope, student, prototypes)
         pull(grad, slope, x, table, out)
         return out

@@ -1,21 +1,28 @@
-"""Triton kernels of prototype_alignment for few rows: one launch forward and one backward.
+"""Triton kernels of prototype_alignment for few rows: to PROTOTYPED one launch forward, to SMALL one backward.
 
-Forward, a program takes the cosines of all rows with BLOCK_P prototypes; the last to finish makes relations,
+Forward, a program takes the cosines of PROTOTYPED rows with BLOCK_P prototypes; the last to finish makes relations,
 affinities, loss and slope of them: on one multiprocessor three passes over N*K numbers in cache and three products
-N x N x K, in place of a launch each for W, distances, softmax, loss and the gradient, which wait for each other. More
-than PROTOTYPED rows would spill registers. Backward, a program makes 16 rows by BLOCK_D columns of dU, and the last of
-each 16 rows takes their part along U. Both have one order of summation.
+N x N x K, in place of a launch each for W, distances, softmax, loss and the gradient, which wait for each other.
+
+More rows take five launches, one of which writes a 1. Two N x N graphs of 64 rows spill registers of an sm_80, the
+products of the one program grow with N^2, and other programs cannot go on: a distance of W needs whole rows of it, a
+weight of the gradient the softmaxes of all. So ``relate`` ends where rows of W are complete, graph_alignment follows
+each way, and a row of its gradient becomes one of the slope.
+
+Backward, a program makes 16 rows by BLOCK_D columns of dU, and the last of each 16 rows takes their part along U. All
+have one order of summation.
 """
 
 import torch
 from torch import Tensor
 
 from vifast.kernels._lang import tl, triton
-from vifast.kernels._small import counters, last_program
+from vifast.kernels._small import PROTOTYPED, counters, last_program
 from vifast.kernels._tile import input_precision
 from vifast.kernels.unit_rows import LEAST_NORM
 
 PRECISION = input_precision("exact")
+BLOCK_P = 16  # prototypes of a program
 
 
 @triton.jit
@@ -37,9 +44,10 @@ def _store_logits(dot, square, length, z_ptr, stats_ptr, row, k, n, n_prototypes
     inside = (row[:, None] < n) & (k[None, :] < n_prototypes)
     tl.store(z_ptr + row[:, None].to(tl.int64) * n_prototypes + k[None, :], z, mask=inside)
     top = tl.where(row < n, tl.max(tl.where(inside, z, float("-inf")), 1), 0.0)
-    tl.store(stats_ptr + row, top)
+    local = tl.arange(0, row.shape[0])
+    tl.store(stats_ptr + local, top)
     square_sum = tl.sum(tl.where(inside, tl.exp(2.0 * (z - top[:, None])), 0.0), 1)
-    tl.store(stats_ptr + row.shape[0] + row, square_sum)
+    tl.store(stats_ptr + row.shape[0] + local, square_sum)
 
 
 @triton.jit
@@ -49,7 +57,7 @@ def _merged(stats_ptr, row, n_blocks):
     square = tl.zeros(row.shape, tl.float32)
     for start in range(0, n_blocks, 64):
         block = start + tl.arange(0, 64)
-        at = block[:, None] * (4 * row.shape[0]) + row[None, :]
+        at = block[:, None] * (4 * row.shape[0]) + tl.arange(0, row.shape[0])[None, :]
         z = tl.load(stats_ptr + at, mask=block[:, None] < n_blocks, other=float("-inf"))
         parts = tl.load(stats_ptr + row.shape[0] + at, mask=block[:, None] < n_blocks, other=0.0)
         new = tl.maximum(top, tl.max(z, 0))
@@ -83,13 +91,11 @@ def _sqdist(z_ptr, top, scale, row, n, n_prototypes, PRECISION: tl.constexpr, BL
 
 
 @triton.jit
-def _align_kernel(
-    student_ptr, teacher_ptr, prototypes_ptr, z_ptr, stats_ptr, lengths_ptr, counter_ptr, loss_ptr, slope_ptr,
-    n, n_cols, n_prototypes, tau, kappa, SLOPE: tl.constexpr, PRECISION: tl.constexpr, LEAST: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+def _logits(
+    student_ptr, teacher_ptr, prototypes_ptr, z_ptr, stats_ptr, lengths_ptr, row, n, n_cols, n_prototypes, tau,
+    PRECISION: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """z [2, n, K]: logits of student and teacher; stats [programs, 2, 2, BLOCK]; lengths [K]."""
-    row = tl.arange(0, BLOCK)
+    """Logits of rows of both sides to the BLOCK_P prototypes of a program, and their norms."""
     k = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     dot_s = tl.zeros((BLOCK, BLOCK_P), tl.float32)
     dot_t = tl.zeros((BLOCK, BLOCK_P), tl.float32)
@@ -112,6 +118,19 @@ def _align_kernel(
     of_teacher = tl.cast(n, tl.int64) * n_prototypes
     _store_logits(dot_s, square_s, length, z_ptr, own, row, k, n, n_prototypes, tau, LEAST)
     _store_logits(dot_t, square_t, length, z_ptr + of_teacher, own + 2 * BLOCK, row, k, n, n_prototypes, tau, LEAST)
+
+
+@triton.jit
+def _align_kernel(
+    student_ptr, teacher_ptr, prototypes_ptr, z_ptr, stats_ptr, lengths_ptr, counter_ptr, loss_ptr, slope_ptr,
+    n, n_cols, n_prototypes, tau, kappa, SLOPE: tl.constexpr, PRECISION: tl.constexpr, LEAST: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """z [2, n, K]: logits of student and teacher; stats [programs, 2, 2, BLOCK]; lengths [K]."""
+    row = tl.arange(0, BLOCK)
+    of_teacher = tl.cast(n, tl.int64) * n_prototypes
+    _logits(student_ptr, teacher_ptr, prototypes_ptr, z_ptr, stats_ptr, lengths_ptr, row, n, n_cols, n_prototypes, tau,
+            PRECISION, LEAST, BLOCK, BLOCK_P, BLOCK_D)  # fmt: skip
     if last_program(counter_ptr, tl.num_programs(0)):
         top_s, scale_s = _merged(stats_ptr, row, tl.num_programs(0))
         top_t, scale_t = _merged(stats_ptr + 2 * BLOCK, row, tl.num_programs(0))
@@ -156,15 +175,59 @@ def align(
 ) -> None:
     """Loss and slope of at most PROTOTYPED contiguous rows, into what the op allocated."""
     (n, d), k = student.shape, len(prototypes)
-    block, block_p = max(16, triton.next_power_of_2(n)), 16
-    programs = triton.cdiv(k, block_p)
+    block, programs = max(16, triton.next_power_of_2(n)), triton.cdiv(k, BLOCK_P)
     z, stats, lengths = (loss.new_empty(shape) for shape in ((2, n, k), (programs, 4, block), (k,)))
     with torch.cuda.device_of(student):
         _align_kernel[(programs,)](
             student, teacher, prototypes, z, stats, lengths, counters(student), loss, slope, n, d, k, tau, kappa,
-            SLOPE=with_slope, PRECISION=PRECISION, LEAST=LEAST_NORM, BLOCK=block, BLOCK_P=block_p, BLOCK_D=16,
+            SLOPE=with_slope, PRECISION=PRECISION, LEAST=LEAST_NORM, BLOCK=block, BLOCK_P=BLOCK_P, BLOCK_D=16,
             BLOCK_K=32, num_warps=8, num_stages=2,
         )  # fmt: skip
+
+
+@triton.jit
+def _relate(z_ptr, stats_ptr, row, n, n_prototypes, n_blocks, BLOCK_K: tl.constexpr):
+    """Logits of rows become W, in place."""
+    top, scale = _merged(stats_ptr, row, n_blocks)
+    for start in range(0, n_prototypes, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        at = z_ptr + row[:, None].to(tl.int64) * n_prototypes + k[None, :]
+        mask = (row[:, None] < n) & (k[None, :] < n_prototypes)
+        z = tl.load(at, mask=mask, other=0.0)
+        tl.store(at, tl.exp(z - top[:, None]) * scale[:, None], mask=mask)
+
+
+@triton.jit
+def _relations_kernel(
+    student_ptr, teacher_ptr, prototypes_ptr, z_ptr, stats_ptr, lengths_ptr, counter_ptr, n, n_cols, n_prototypes, tau,
+    PRECISION: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The last program of each BLOCK rows makes W of their logits."""
+    row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    programs = tl.num_programs(0)
+    stats_ptr += tl.program_id(1) * programs * (4 * BLOCK)
+    _logits(student_ptr, teacher_ptr, prototypes_ptr, z_ptr, stats_ptr, lengths_ptr, row, n, n_cols, n_prototypes, tau,
+            PRECISION, LEAST, BLOCK, BLOCK_P, BLOCK_D)  # fmt: skip
+    if last_program(counter_ptr + tl.program_id(1), programs):
+        of_teacher = tl.cast(n, tl.int64) * n_prototypes
+        _relate(z_ptr, stats_ptr, row, n, n_prototypes, programs, BLOCK_K)
+        _relate(z_ptr + of_teacher, stats_ptr + 2 * BLOCK, row, n, n_prototypes, programs, BLOCK_K)
+
+
+def relate(student: Tensor, teacher: Tensor, prototypes: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """W [2, N, K] of at most SMALL contiguous rows of student and teacher, and the norms of the prototypes."""
+    (n, d), k = student.shape, len(prototypes)
+    grid = triton.cdiv(k, BLOCK_P), triton.cdiv(n, PROTOTYPED)
+    z, stats, lengths = (
+        student.new_empty(shape, dtype=torch.float32) for shape in ((2, n, k), (*grid, 4, PROTOTYPED), (k,))
+    )
+    with torch.cuda.device_of(student):
+        _relations_kernel[grid](
+            student, teacher, prototypes, z, stats, lengths, counters(student), n, d, k, tau, PRECISION=PRECISION,
+            LEAST=LEAST_NORM, BLOCK=PROTOTYPED, BLOCK_P=BLOCK_P, BLOCK_D=16, BLOCK_K=32, num_warps=8, num_stages=2,
+        )  # fmt: skip
+    return z, lengths
 
 
 @triton.jit
@@ -202,7 +265,7 @@ def _pull_kernel(
 
 
 def pull(grad: Tensor, slope: Tensor, student: Tensor, prototypes: Tensor, out: Tensor) -> None:
-    """Gradient of at most PROTOTYPED contiguous rows, into what the op allocated."""
+    """Gradient of at most SMALL contiguous rows, into what the op allocated."""
     (n, d), k = student.shape, len(prototypes)
     with torch.cuda.device_of(student):
         _pull_kernel[(triton.cdiv(n, 16), triton.cdiv(d, 32))](

@@ -116,13 +116,14 @@ LAUNCHES = {
     "prototype_alignment": [
         (_SELF[0], _SELF[0], _floats(100, WIDTH), 0.1, 10.0, True),
         (_HALF[0], _HALF[0], _floats(100, WIDTH).bfloat16(), 0.1, 10.0, True),
-        *[(*2 * (_floats(n, 768),), _floats(713, 768), 0.1, 10.0, True) for n in (32, 16)],
+        *[(*2 * (_floats(n, 768),), _floats(713, 768), 0.1, 10.0, True) for n in (128, 64, 32, 16)],
         (*2 * (_floats(20, 70).bfloat16(),), _floats(20, 70).bfloat16(), 0.1, 10.0, False),
+        (*2 * (_floats(50, 70).bfloat16(),), _floats(20, 70).bfloat16(), 0.1, 10.0, False),
     ],
     "prototype_alignment_backward": [
         (_floats(), _floats(LARGE, 100), _HALF[0], _floats(100, WIDTH).bfloat16()),
         (_floats(), _floats(LARGE, 100), _SELF[0], _floats(100, WIDTH)),
-        (_floats(), _floats(32, 713), _floats(32, 768), _floats(713, 768)),
+        (_floats(), _floats(128, 713), _floats(128, 768), _floats(713, 768)),
         (_floats(), _floats(20, 20), *2 * (_floats(20, 70).bfloat16(),)),
     ],
     "batch_hard": [

@@ -39,7 +39,7 @@ CALLS = {
     "graph_alignment, 128": (1, 1, lambda a, b, labels, modality: F.graph_alignment(a, b)),
     "relation_alignment": (3, 2, lambda a, b, labels, modality: F.relation_alignment(a, b)),
     "prototype_alignment": (1, 1, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
-    "prototype_alignment, 64": (8, 3, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
+    "prototype_alignment, 64": (5, 1, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
     "symmetric_kl": (2, 2, lambda a, b, labels, modality: F.symmetric_kl(a, b)),
     "symmetric_kl, block": (2, 2, lambda a, b, labels, modality: F.symmetric_kl(a, b, block=16)),
     "standardized_kl": (2, 2, lambda a, b, labels, modality: F.standardized_kl(a, b, (2.0, 3.0), keep=KEEP)),
