@@ -11,7 +11,7 @@ from torch import Tensor
 from vifast.kernels._lang import tl, triton
 
 SMALL = 128  # rows whose pairs are formed in one launch: a tile of all of a row's partners stays in registers
-PROTOTYPED = 32  # rows of prototype_alignment, two N x N graphs of which one program holds in float64: 64 spill on sm_80
+PROTOTYPED = 32  # rows of prototype_alignment, whose graphs one program holds in float64: those of 64 spill on sm_80
 LABELLED = 512  # rows that one program can compare by their labels alone; more are sorted
 
 _counters = {}
