@@ -131,6 +131,14 @@ def test_a_published_checkpoint(vit, tmp_path, oldest):
             assert torch.equal(value, file[name]), name
 
 
+def test_the_backbone_of_a_trained_system(vit, tmp_path):
+    theirs = {f"network.backbone.{name}": value + 1 for name, value in vit.state_dict().items()}
+    torch.save({**theirs, "classifier.weight": torch.zeros(5, 64)}, tmp_path / "run.pth")
+    before = {name: value.clone() for name, value in vit.state_dict().items()}
+    assert load_vit(vit, tmp_path / "run.pth") == []
+    assert all(torch.equal(value, before[name] + 1) for name, value in vit.state_dict().items())
+
+
 def test_positions_are_resized_as_rows_and_columns(tmp_path):
     """A position that grows with the row, and one that grows with the column, along 14 x 14 cells of 16 pixels."""
     vit = ViT(width=2, depth=1, heads=1, image_size=(256, 128))

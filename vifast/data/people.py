@@ -126,16 +126,14 @@ def draw_person(rng: np.random.Generator, difficulty: float, season: str = "all"
 def warm_materials(person: Person) -> dict[int, Cloth]:
     """What a thermal camera sees of a person, in place of `nir`: bare skin is warmest, thick clothes keep warmth in.
 
-    Cloths differ a little, prints not at all.
+    Of the differences among cloths, and of a print to its ground, a share is left.
     """
 
-    def warmth(material: int, cloth: Cloth) -> float:
+    def warmth(material: int, cloth: Cloth) -> np.ndarray:
         thick = 8 * person.bulk if material in (UPPER, SLEEVE) else 0.0
-        return _WARMTH[material] - thick + (0.0 if material == SKIN else 0.2 * (cloth.nir[0] - 0.4))
+        return _WARMTH[material] - thick + (0.0 if material == SKIN else 0.3) * (cloth.nir - 0.4)
 
-    return {
-        m: replace(cloth, nir=np.full(2, warmth(m, cloth)), pattern=Pattern()) for m, cloth in person.materials.items()
-    }
+    return {m: replace(cloth, nir=warmth(m, cloth)) for m, cloth in person.materials.items()}
 
 
 def _choose(rng: np.random.Generator, weights: dict[str, int]) -> str:

@@ -14,6 +14,7 @@ from vifast import _checks
 from vifast.models.weights import copy_tensors, read_tensors
 
 PATCH = 16
+_OURS = "network.backbone."  # before the names of a system's vision transformer
 
 
 class _Attention(nn.Module):
@@ -175,7 +176,8 @@ def create_vit(name: str, **options) -> ViT:
 
 
 def load_vit(model: ViT, path: str | os.PathLike) -> list[str]:
-    """Copies a timm ViT checkpoint of 16 x 16 patches, such as jx_vit_base_p16_224, into ``model``.
+    """Copies a timm ViT checkpoint of 16 x 16 patches, such as jx_vit_base_p16_224, into ``model``; or the weights of a
+    run of CKDA, of which it takes the backbone.
 
     The classifier is left out. Positions of the square grid of patches are resized to the model's by bilinear
     interpolation, the class token's is kept; the modality embedding stays as it is.
@@ -189,6 +191,8 @@ def load_vit(model: ViT, path: str | os.PathLike) -> list[str]:
             unchanged then.
     """
     tensors = read_tensors(path)
+    own = {name.removeprefix(_OURS): value for name, value in tensors.items() if name.startswith(_OURS)}
+    tensors = own or tensors
     for name, as_ours in (("patch_embed.proj.weight", _convolution), ("pos_embed", partial(_resized, grid=model.grid))):
         if name in tensors:
             tensors[name] = as_ours(tensors[name])
