@@ -115,18 +115,32 @@ def train(run):
     """The line of a run; in a process of its own, for it sets torch's threads and seeds."""
     from run import environment
 
-    from vifast.train.config import load_config
-    from vifast.train.loop import Trainer
-
     folders = {name: write_dataset(spec) for name, spec in run["datasets"].items()} | teachers_of(run)
     out = SCRATCH / f"run-{_key(run)}"
     start = time.perf_counter()
-    trainer = Trainer(load_config(run["preset"], settings(run, folders)), out, resume=True, quiet=True)
-    scores = trainer.fit().scores.scalars()
+    scores = trained(run["preset"], settings(run, folders), out)
     line = {**run, "scores": scores, "seconds": time.perf_counter() - start, **environment()}
     if run["variant"] not in run.get("teachers", {}):
         shutil.rmtree(out)
     return line
+
+
+def trained(preset, overrides, out):
+    """Scores of a run that is trained in ``out``: its own, or of a lifelong one those after its last stage."""
+    from vifast.train.config import build_config, read_config
+    from vifast.train.lifelong import Lifelong
+    from vifast.train.lifelong_config import build_lifelong, is_lifelong
+    from vifast.train.loop import Trainer
+
+    given = read_config(preset, overrides)
+    if not is_lifelong(given):
+        return Trainer(build_config(given), out, resume=True, quiet=True).fit().scores.scalars()
+    matrix = Lifelong(build_lifelong(given), out, resume=True, quiet=True).fit()
+    last = len(matrix.order) - 1
+    each = {name: scores["mean_ap"] for name, scores in matrix.rows[last].items()}
+    means = {key: matrix.average(last, key) for key in ("mean_ap", "rank1", "mean_inp")}
+    forgot = {"forgetting": matrix.forgetting(last), "backward_transfer": matrix.backward_transfer(last)}
+    return {**means, **forgot, **each}
 
 
 def teachers_of(run):
@@ -150,7 +164,7 @@ def table(name):
     first = next(iter(study.variants))
     rows = []
     for variant in study.variants:
-        cells = [_spread([scores[variant, seed][score] for seed in study.seeds]) for score in study.columns]
+        cells = [_spread([scores[variant, seed].get(score) for seed in study.seeds]) for score in study.columns]
         gains = [scores[variant, seed][main] - scores[first, seed][main] for seed in study.seeds]
         rows.append([variant, *cells, "" if variant == first else _spread(gains, sign="+")])
     commits = ", ".join(sorted({line["commit"] for line in lines}))
@@ -163,6 +177,8 @@ def table(name):
 
 
 def _spread(values, sign=""):
+    if None in values:  # what such a run does not have
+        return ""
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):{sign}.1f}{spread}"
 
