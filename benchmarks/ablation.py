@@ -113,13 +113,13 @@ def settings(run, folders):
 
 def train(run):
     """The line of a run; in a process of its own, for it sets torch's threads and seeds."""
-    from run import environment
+    from run import provenance
 
     folders = {name: write_dataset(spec) for name, spec in run["datasets"].items()} | teachers_of(run)
     out = SCRATCH / f"run-{_key(run)}"
     start = time.perf_counter()
     scores = trained(run["preset"], settings(run, folders), out)
-    line = {**run, "scores": scores, "seconds": time.perf_counter() - start, **environment()}
+    line = {**run, "scores": scores, "seconds": time.perf_counter() - start, **provenance("cpu")}
     if run["variant"] not in run.get("teachers", {}):
         shutil.rmtree(out)
     return line

@@ -80,8 +80,11 @@ def test_errors_say_what_was_expected(study):
 
 @pytest.mark.parametrize("file", sorted((ablation.HERE / "studies").glob("*.yaml")), ids=lambda file: file.stem)
 def test_studies_that_are_kept_can_be_configured(file):
-    from vifast.train.config import load_config
+    from vifast.train.config import build_config, read_config
+    from vifast.train.lifelong_config import build_lifelong, is_lifelong
 
     study = ablation.load(file.stem)
     for run in study.runs():
-        load_config(run["preset"], ablation.settings(run, dict.fromkeys([*run["datasets"], *study.teachers], "folder")))
+        folders = dict.fromkeys([*run["datasets"], *study.teachers], "folder")
+        given = read_config(run["preset"], ablation.settings(run, folders))
+        (build_lifelong if is_lifelong(given) else build_config)(given)
