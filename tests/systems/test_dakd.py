@@ -126,7 +126,7 @@ def test_the_teacher_joint_and_folded_is_the_teacher(kind):
     got = dakd._taught(images["image"], images["modality"])
     assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert not got.requires_grad
-    kept = {name for name, m in dakd._teacher.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    kept = {name for name, m in dakd.teacher.module.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert all("non_local" in name for name in kept)
 
 
@@ -141,16 +141,16 @@ def test_the_teacher_is_no_part_of_the_student():
     with pytest.raises(RuntimeError, match="teacher: expected one before the first step"):
         alone.train()(images)
     dakd.train()
-    assert not any(module.training for module in dakd._teacher.modules())
-    assert not any(p.requires_grad for p in dakd._teacher.parameters())
-    assert all(value.dtype == torch.float64 for value in dakd.double()._teacher.parameters())
+    assert not any(module.training for module in dakd.teacher.module.modules())
+    assert not any(p.requires_grad for p in dakd.teacher.module.parameters())
+    assert all(value.dtype == torch.float64 for value in dakd.double().teacher.module.parameters())
 
 
 def test_a_step_changes_the_student_alone():
     dakd = student()
-    before = copy.deepcopy(dakd._teacher.state_dict())
+    before = copy.deepcopy(dakd.teacher.module.state_dict())
     dakd(batch())["loss"].backward()
-    assert_close(dakd._teacher.state_dict(), before, rtol=0, atol=0)
+    assert_close(dakd.teacher.module.state_dict(), before, rtol=0, atol=0)
     without = [name for name, p in dakd.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
 
@@ -220,6 +220,7 @@ def test_a_following_teacher_is_an_average_of_the_student_and_part_of_the_state(
     name = "trunk.layer3.0.conv1.weight"
     before, own = teacher.network.state_dict()[name], dakd.network.state_dict()[name]
     dakd(batch())["loss"].backward()
+    dakd.end_step()
     now = dakd.state_dict()[f"follower.{name}"]
     assert_close(now, 0.75 * before + 0.25 * own)
     assert not dakd.follower.training

@@ -13,7 +13,7 @@ from vifast import _checks
 from vifast.functional import class_centers
 from vifast.losses import DAKDLoss
 from vifast.models import fold_norms
-from vifast.nn import BNNeck, split_batch_norms
+from vifast.nn import BNNeck, Frozen, split_batch_norms
 from vifast.systems.base import Batch, System, TrainingImages
 from vifast.systems.dakd.details import details
 from vifast.systems.dakd.options import DAKDOptions
@@ -60,7 +60,7 @@ class DAKD(System):
         self.follower = copy.deepcopy(self.network).requires_grad_(False) if options.teacher_mode == "ema" else None
         splits = {"per_modality": 2, "joint": 1}[options.bn_batches]
         split_batch_norms(self.network, splits, repeats=options.bn_update_repeats)
-        self._set_teacher(None)
+        self.teacher: Frozen | None = None
 
     def learn_from(self, teacher: System) -> None:
         """Makes ``teacher`` the one to agree with; it is changed, and lives on the student's device from then on.
@@ -78,8 +78,7 @@ class DAKD(System):
         if self.follower is not None:
             _copy_network(teacher, self.follower, "teacher_mode=ema")
             return
-        device = self.prototypes_v.device
-        self._set_teacher(fold_norms(teacher).requires_grad_(False).to(device))
+        self.teacher = Frozen(fold_norms(teacher)).to(self.prototypes_v.device)
 
     def start_epoch(self, epoch: int, images: TrainingImages) -> None:
         if epoch > 0 and self.options.proto_refresh == "never":
@@ -92,8 +91,6 @@ class DAKD(System):
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         order = batch["modality"].argsort(stable=True)  # visible first, whatever the sampler's layout
         images, modality, labels = (batch[name][order] for name in ("image", "modality", "label"))
-        if self.follower is not None:
-            self._follow()
         with self.watch("teacher"):
             teacher = self._taught(images, modality)
         with self.watch("forward"):
@@ -109,11 +106,20 @@ class DAKD(System):
                 self.observe(details(self.objective, *rows, self.prototypes_v, self.prototypes_i))
             return self.objective(*rows, self.prototypes_v, self.prototypes_i, **known)
 
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """A following teacher takes its share of what the student has become."""
+        if self.follower is None:
+            return
+        own, theirs = self.follower.state_dict(), self.network.state_dict()
+        pairs = [(value, theirs[name]) for name, value in own.items() if value.is_floating_point()]
+        torch._foreach_lerp_(*map(list, zip(*pairs, strict=True)), 1 - self.options.teacher_momentum)
+
     def embed(self, batch: Batch) -> Tensor:
         return self.network(batch["image"])
 
     def backbones(self) -> list[nn.Module]:
-        return [self.network.trunk] + ([] if self._teacher is None else self._teacher.backbones())
+        return [self.network.trunk] + ([] if self.teacher is None else self.teacher.module.backbones())
 
     def train(self, mode: bool = True) -> DAKD:
         super().train(mode)
@@ -121,30 +127,14 @@ class DAKD(System):
             self.follower.eval()
         return self
 
-    def _set_teacher(self, teacher: System | None) -> None:
-        # Past nn.Module, so that it is no part of the state, the parameters and the training mode; see _apply.
-        object.__setattr__(self, "_teacher", teacher)
-
-    def _apply(self, fn, recurse: bool = True):
-        if self._teacher is not None:
-            self._teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
-
     @torch.no_grad()  # not in inference mode: the objective keeps the features for its backward
     def _taught(self, images: Tensor, modality: Tensor) -> Tensor:
         """Unit features of the teacher."""
         if self.follower is not None:
             return self.follower(images)
-        if self._teacher is None:
+        if self.teacher is None:
             raise RuntimeError("teacher: expected one before the first step, see learn_from")
-        return self._teacher.embed({"image": images, "modality": modality})
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """The teacher takes its share of what the student has become."""
-        own, theirs = self.follower.state_dict(), self.network.state_dict()
-        pairs = [(value, theirs[name]) for name, value in own.items() if value.is_floating_point()]
-        torch._foreach_lerp_(*map(list, zip(*pairs, strict=True)), 1 - self.options.teacher_momentum)
+        return self.teacher.module.embed({"image": images, "modality": modality})
 
 
 def _copy_network(teacher: System, network: nn.Module, why: str) -> None:
