@@ -197,6 +197,17 @@ def test_a_teacher_of_another_width_is_refused():
     dakd = DAKD.build(DAKDOptions(**TINY), num_classes=CLASSES)
     with pytest.raises(ValueError, match=r"^teacher: expected features of width 32, got 64$"):
         dakd.learn_from(AGW.build(AGWOptions(**{**TINY, "backbone_width": 8}), num_classes=CLASSES))
+    dakd = DAKD.build(DAKDOptions(**TINY, image_size=(48, 40)), num_classes=CLASSES)
+    teacher, sizes = trained(), []
+
+    def refuses(batch):
+        sizes.append(batch["image"].shape)
+        raise RuntimeError("too\nlarge")
+
+    teacher.embed = refuses
+    with pytest.raises(ValueError, match=r"^teacher: .* takes images of 48 x 40, got AGW \(too large\)$"):
+        dakd.learn_from(teacher)
+    assert sizes == [(2, 3, 48, 40)]
     with pytest.raises(ValueError, match=r"^teacher: expected none, AGW learns from labels alone$"):
         trained().learn_from(dakd)
 

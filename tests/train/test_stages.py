@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from vifast.report import render
@@ -157,6 +158,27 @@ def test_a_finished_run_teaches_another(whole, overrides, tmp_path):
     again = load_config("dakd-sysu", [*overrides, "epochs=1", f"teacher={whole}", "options.student_init=teacher"])
     stages.train(again, tmp_path / "two", quiet=True)
     assert not (tmp_path / "two" / "teacher").exists()
+
+
+def test_low_precision(overrides, whole, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # where the teacher was trained in this test
+    config = load_config("dakd-sysu", [*overrides, "epochs=1", f"teacher={whole}", "precision=bf16"])
+    assert stages.train(config, tmp_path / "run", quiet=True).scores.mean_ap > 0
+
+
+def test_the_preset_s_own_teacher_is_mce(overrides, tmp_path):
+    changes = ["epochs=1", "teacher_config={base: mce-sysu, epochs: 1, dataset: {num_ids: 2, num_instances: 2}}"]
+    config = load_config("dakd-sysu", [*overrides, *changes])
+    stages.train(config, tmp_path / "run", quiet=True)
+    assert [read_run(run).config["system"] for run in (tmp_path / "run" / "teacher", tmp_path / "run")] == [
+        "mce",
+        "dakd",
+    ]
+    for name in ("sysu", "regdb", "llcm"):
+        config = load_config(f"dakd-{name}")
+        theirs = teacher_config(config)
+        assert (theirs.system, theirs.dataset.name, theirs.dataset.augment.cutswap.p) == ("mce", name, 0)
+        assert (theirs.dataset.height, theirs.dataset.width) == (config.dataset.height, config.dataset.width)
 
 
 def test_a_following_teacher_is_resumed_too(overrides, whole, tmp_path, monkeypatch):

@@ -14,12 +14,13 @@ class DAKDOptions(EmbeddingOptions):
 
     The student starts from ``weights``, or with ``student_init: teacher`` from the teacher's. A ``frozen`` teacher
     stays what it is; an ``ema`` one, of the student's network, follows the student by ``1 - teacher_momentum`` a step.
-    ``proto_refresh`` makes prototypes before the first epoch (``never`` again), or before each. ``bn_batches`` are what
-    batch normalisations of the student take their statistics of; these move ``bn_update_repeats`` times a step (2: as
-    in the release, which runs every step twice). From ``variant`` on they are the objective's, see
-    :class:`vifast.losses.DAKDLoss`.
+    ``image_size`` is that of the images; None takes it from elsewhere in a configuration. ``proto_refresh`` makes
+    prototypes before the first epoch (``never`` again), or before each. ``bn_batches`` are what batch normalisations of
+    the student take their statistics of; these move ``bn_update_repeats`` times a step (2: as in the release, which
+    runs every step twice). From ``variant`` on they are the objective's, see :class:`vifast.losses.DAKDLoss`.
     """
 
+    image_size: tuple[int, int] | None = None
     student_init: Literal["imagenet", "teacher"] = "imagenet"
     teacher_mode: Literal["frozen", "ema"] = "frozen"
     teacher_momentum: float = 0.999

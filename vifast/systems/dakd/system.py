@@ -66,11 +66,17 @@ class DAKD(System):
         """Makes ``teacher`` the one to agree with; it is changed, and lives on the student's device from then on.
 
         Raises:
-            ValueError: its features have another width, or it has another network where an option asks for the same.
+            ValueError: it takes images of another size, its features have another width, or it has another network
+                where an option asks for the same.
         """
-        pixels = next(teacher.parameters()).new_zeros(2, 3, 64, 32)
-        with torch.no_grad():
-            width = teacher.eval().embed({"image": pixels, "modality": pixels.new_tensor([0, 1]).long()}).size(1)
+        height, width = self.options.image_size or (64, 32)
+        pixels = next(teacher.parameters()).new_zeros(2, 3, height, width)
+        try:
+            with torch.no_grad():
+                width = teacher.eval().embed({"image": pixels, "modality": pixels.new_tensor([0, 1]).long()}).size(1)
+        except (RuntimeError, ValueError) as error:
+            words = f"expected one that takes images of {height} x {width}, got {type(teacher).__name__}"
+            raise ValueError(f"teacher: {words} ({' '.join(str(error).split())})") from error
         if width != self.network.out_channels:
             raise ValueError(f"teacher: expected features of width {self.network.out_channels}, got {width}")
         if self.options.student_init == "teacher":
