@@ -360,6 +360,7 @@ def _triton_backward(g_loss, g_pos, g_neg, feat, reference, d_pos, d_neg, i_pos,
                 x, y, grad_x, grad_y, *grads, *mined, margin or 0.0, share_of_row(n, reduction), n, n_cols,
                 SAME=reference is None, EACH=reduction == "none", **_constants(metric, margin), BLOCK_D=block,
                 BLOCK_N=min(512, max(SMALL, triton.next_power_of_2(n))),
+                maxnreg=80,  # all it needs; left alone, ptxas aims at 64 and spills
             )  # fmt: skip
     return grad_x, grad_y
 

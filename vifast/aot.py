@@ -130,8 +130,8 @@ LAUNCHES = {
         (*_SELF, "euclidean", 0.3, "exact", "mean"),
         (*_SELF, "euclidean", 0.3, "fast", "mean"),
         (*_HALF, "cosine", None, "exact", "none"),
+        *[(_floats(n, WIDTH), _indices(n), None, None, "euclidean", 0.3, "exact", "mean") for n in (128, 64, 32, 16)],
         (*_OTHER, "sqeuclidean", 0.3, "exact", "mean"),
-        *[(_floats(n, WIDTH), _indices(n), None, None, "euclidean", 0.3, "exact", "mean") for n in (16, 32, 64, 128)],
         (_floats(128, 768).bfloat16(), _indices(128), None, None, "cosine", None, "fast", "none"),
     ],
     "batch_hard_backward": [
@@ -202,7 +202,7 @@ LAUNCHES = {
     "weighted_triplet": [
         (*_SELF[:2], False, "exact", "mean"),
         (*_HALF[:2], True, "fast", "none"),
-        *[(_floats(n, WIDTH), _indices(n), False, "exact", "mean") for n in (16, 32, 64, 128)],
+        *[(_floats(n, WIDTH), _indices(n), False, "exact", "mean") for n in (128, 64, 32, 16)],
         (_floats(128, 768).bfloat16(), _indices(128), True, "fast", "none"),
     ],
     "weighted_triplet_backward": [
@@ -211,7 +211,7 @@ LAUNCHES = {
         *[
             (_floats(), _floats(7, n), _floats(0), _floats(n, n), x, _indices(n), stable, "exact", "mean")
             for n, x, stable in (
-                *((n, _floats(n, WIDTH), False) for n in (16, 32, 64, 128)),
+                *((n, _floats(n, WIDTH), False) for n in (128, 64, 32, 16)),
                 (128, _floats(128, 768).bfloat16(), True),
             )
         ],

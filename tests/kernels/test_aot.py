@@ -33,6 +33,7 @@ def test_no_spills_and_tensor_cores(architecture):
         "batch_hard._mine_kernel",
         "batch_hard._finish_kernel",
         "batch_hard._backward_kernel",
+        "batch_hard_small._forward_kernel",
         "gem_pool._gem_kernel",
         "gem_pool._backward_kernel",
         "purifier._stats_kernel",
@@ -45,6 +46,8 @@ def test_no_spills_and_tensor_cores(architecture):
         "weighted_triplet._fold_kernel",
         "weighted_triplet._finish_kernel",
         "weighted_triplet._strip_kernel",
+        "weighted_triplet_small._forward_kernel",
+        "weighted_triplet_small._backward_kernel",
     }
     assert [row for row in compiled if row.stack > 0] == []
     assert [row for row in compiled if row.shared > SHARED] == []
