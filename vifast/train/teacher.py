@@ -59,13 +59,9 @@ def open_teacher(config: TrainConfig, folder: Path, classes: int) -> System:
         ConfigError: it is no finished run, or one on other identities.
         ValueError: its weights cannot be used.
     """
-    try:
-        require_run(folder)
-    except FileNotFoundError as error:
-        raise ConfigError(f"teacher: {error}") from error
+    theirs = _config_of(folder).dataset
     if not finished(folder):
         raise ConfigError(f"teacher: {folder}: its run is not finished, it has no results.json")
-    theirs = load_config(folder / "config.yaml").dataset
     for name in ("name", "split") if theirs.name == "regdb" else ("name",):
         ours, found = getattr(config.dataset, name), getattr(theirs, name)
         if ours != found:
@@ -78,12 +74,20 @@ def open_teacher(config: TrainConfig, folder: Path, classes: int) -> System:
 
 def untrained_teacher(config: TrainConfig, classes: int) -> System:
     """A system like the teacher of the run of ``config``, with weights of no use."""
-    theirs = teacher_config(config) if config.teacher is None else load_config(config.teacher / "config.yaml")
+    theirs = teacher_config(config) if config.teacher is None else _config_of(config.teacher)
     return build_system(theirs, classes, trained=True)
 
 
 def finished(folder: Path) -> bool:
     return (folder / "results.json").is_file()
+
+
+def _config_of(folder: Path) -> TrainConfig:
+    try:
+        require_run(folder)
+    except FileNotFoundError as error:
+        raise ConfigError(f"teacher: {error}") from error
+    return load_config(folder / "config.yaml")
 
 
 def _overrides(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
