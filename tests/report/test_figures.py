@@ -17,6 +17,7 @@ FIGURES = {
     "shares": lambda: figures.shares("time", range(9), {"data": [0.2] * 9, "forward": [0.8] * 9}, "step"),
     "cmc": lambda: figures.cmc_curves(figures.cmc_line([0.1, 0.2], None), figures.cmc_line([0.8, 1.0])),
     "distances": lambda: figures.distance_histogram(RNG.random(50), RNG.random(80), "after"),
+    "heat map": lambda: figures.heat_map("m", ["a", "b"], ["a", "b"], [[0.5, None], [0.25, 1.0]]),
     "equal distances": lambda: figures.distance_histogram([0.0], [0.0, 0.0], "before"),
 }
 
@@ -62,3 +63,10 @@ def test_long_runs_make_small_figures():
     short = figures.training_curves("loss", [figures.Line(range(500), RNG.random(500))], "step", "loss")
     long = figures.training_curves("loss", [figures.Line(range(100_000), RNG.random(100_000))], "step", "loss")
     assert len(long) < 1.5 * len(short)
+
+
+def test_a_heat_map_has_a_number_in_every_place_that_is_known():
+    svg = figures.heat_map("m", ["first", "second"], ["one", "two"], [[0.5, None], [0.25, 1.0]])
+    assert re.findall(r">([\d.]+)<", svg) == ["50.0", "25.0", "100.0"]
+    assert all(f">{word}<" in svg for word in ("first", "second", "one", "two"))
+    assert [float(alpha) for alpha in re.findall(r"opacity: ([\d.]+)", svg)] == pytest.approx([0.35, 0.2, 0.65])

@@ -93,6 +93,28 @@ def shares(name: str, x: Sequence[float], parts: Mapping[str, Sequence[float]], 
     return _svg(figure, name)
 
 
+def heat_map(name: str, rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
+    """Shares in 0..1 in percent, the larger the deeper the colour; None leaves a place empty."""
+    from matplotlib.patches import Rectangle
+
+    figure, axes = _new("", "")
+    axes.grid(visible=False)
+    known = [value for row in values for value in row if value is not None]
+    most = max(known, default=0.0) or 1.0
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            if value is not None:
+                box = {"facecolor": _SERIES[0], "alpha": 0.05 + 0.6 * value / most, "linewidth": 0}
+                axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, **box))
+                axes.text(x, y, f"{100 * value:.1f}", ha="center", va="center", color=_FOREGROUND)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.xaxis.tick_top()
+    return _svg(figure, name)
+
+
 def distance_histogram(same: Sequence[float], different: Sequence[float], name: str) -> str:
     """Distances of query and gallery features of the same and of different people, as densities."""
     figure, axes = _new("cosine distance", "density")

@@ -13,6 +13,8 @@ from vifast.report import Facts, Figures, Page, Section, Table, figures, percent
 from vifast.report.figures import Line
 from vifast.report.scores import SCORES
 from vifast.train.comparison import group_runs, score_table
+from vifast.train.lifelong_page import make_lifelong_page
+from vifast.train.matrix import FILE as MATRIX
 from vifast.train.ranked import load_ranked
 from vifast.train.record import CONFIG, Run, read_run
 from vifast.train.run_details import observed, taught
@@ -24,13 +26,16 @@ def make_page(folders: Sequence[Path], data: Path | None = None) -> Page:
     """The page of the runs in ``folders``: of one with its ranked lists, of several with a table of their scores.
 
     Args:
-        folders: of runs, finished or not.
+        folders: of runs, finished or not; or a lifelong one alone.
         data: where the images of the ranked lists are; None: where they were in training.
 
     Raises:
         FileNotFoundError, ValueError: a folder that is not a run's, a damaged file in one.
     """
-    runs = [read_run(folder) for folder in dict.fromkeys(folders)]
+    folders = list(dict.fromkeys(folders))
+    if len(folders) == 1 and (folders[0] / MATRIX).is_file():
+        return make_lifelong_page(folders[0])
+    runs = [read_run(folder) for folder in folders]
     return _page_of_one(runs[0], data) if len(runs) == 1 else _page_of_several(runs)
 
 
