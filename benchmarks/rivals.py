@@ -5,7 +5,7 @@ Packages from PyPI are used where they exist (pytorch-metric-learning, faiss); t
 
 import numpy as np
 import torch
-from torch.nn.functional import kl_div, normalize, softplus
+from torch.nn.functional import cross_entropy, kl_div, normalize, softplus
 
 
 def distances(feat):
@@ -112,6 +112,24 @@ def memory_update(memory, feat, labels, keep=0.25, keep_global=0.1):
         step = rows[(rows @ memory[-1, k]).argmin().item()]
         memory[-1, k] = normalize(keep_global * memory[-1, k] + (1 - keep_global) * step, dim=0)
     return memory
+
+
+def mce(feat, labels, live, anchors, temperature=0.05, margin=0.3):
+    """The objective of three streams of rows, without Python loops."""
+    rows, own, (visible, infrared, _) = feat.flatten(0, 1), labels.repeat(3), feat
+    dist = torch.cdist(rows, anchors[3][labels])
+    same = own[:, None] == labels
+    d_pos, d_neg = dist.gather(1, torch.arange(len(labels)).repeat(3)[:, None].to(labels)), dist.masked_fill(same, 1e9)
+    loss = (d_pos.squeeze(1) - d_neg.amin(1) + margin).relu().mean() + cross_entropy(
+        rows @ live[3].T / temperature, own
+    )
+    for stream, memory, weight in zip(feat, live, (1, 1, 0.4), strict=False):
+        loss = loss + weight * cross_entropy(stream @ memory.T / temperature, labels)
+    divergence = 0
+    for stream, other, memory in zip(feat, (infrared, visible, infrared), anchors, strict=False):
+        target, source = ((x @ memory.T / temperature).log_softmax(1) for x in (other.detach(), stream))
+        divergence = divergence + kl_div(source, target, reduction="batchmean", log_target=True) / 3
+    return loss + 1.2 * divergence
 
 
 def symmetric_kl(a, b):

@@ -1,7 +1,7 @@
 r"""linear: logits of rows, out = x W^T, in float32 and with the same bits for any number of threads.
 
 Shapes    x [N, D], weight [K, D], one dtype and device; out [N, K] float32 (float64 for float64).
-Backward  dx = g W, dW = g^T x.
+Backward  dx = g W, dW = g^T x; each only where it is asked for, [0, 0] otherwise.
 Edges     no rows or no classes: empty, and zeros for the other's gradient.
 Memory    the result and the gradients; of half types a float32 copy of the inputs.
 Floor     one product of N x D x K forward, two backward.
@@ -38,25 +38,29 @@ def _cpu(x: Tensor, weight: Tensor) -> Tensor:
     return product(float_rows(x), float_rows(weight), _alloc(x, weight))
 
 
-def _backward_ref(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return (grad @ weight.to(grad.dtype)).to(x.dtype), (grad.T @ x.to(grad.dtype)).to(weight.dtype)
+def _backward_ref(grad: Tensor, x: Tensor, weight: Tensor, of_x: bool, of_weight: bool) -> tuple[Tensor, Tensor]:
+    to_x = (grad @ weight.to(grad.dtype)).to(x.dtype) if of_x else x.new_empty(0, 0)
+    return to_x, (grad.T @ x.to(grad.dtype)).to(weight.dtype) if of_weight else weight.new_empty(0, 0)
 
 
 linear_backward = Op("linear_backward", _backward_ref)
 
 
 @linear_backward.register_fake
-def _alloc_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight))
+def _alloc_backward(grad, x, weight, of_x, of_weight):
+    sides = (x, of_x), (weight, of_weight)
+    return tuple(t.new_empty(t.shape if wanted else (0, 0)) for t, wanted in sides)
 
 
 @linear_backward.register_kernel("cpu")
-def _cpu_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _cpu_backward(grad, x, weight, of_x, of_weight):
     grad, rows, classes = grad.contiguous(), float_rows(x), float_rows(weight)
-    to_x, to_weight = torch.empty_like(rows), torch.empty_like(classes)
+    to_x, to_weight = _alloc_backward(grad, rows, classes, of_x, of_weight)
     threads = torch.get_num_threads()
-    _C.weighted_sums(grad, classes, to_x, False, threads)
-    _C.weighted_sums(grad.T, rows, to_weight, False, threads)
+    if of_x:
+        _C.weighted_sums(grad, classes, to_x, False, threads)
+    if of_weight:
+        _C.weighted_sums(grad.T, rows, to_weight, False, threads)
     return to_x.to(x.dtype), to_weight.to(weight.dtype)
 
 
@@ -67,7 +71,9 @@ def _setup(ctx, inputs, output):
 def _backward(ctx, grad):
     if grad is None:
         return None, None
-    return linear_backward(grad, *ctx.saved_tensors)
+    wanted = ctx.needs_input_grad[-2:]
+    grads = linear_backward(grad, *ctx.saved_tensors, *wanted)
+    return tuple(value if asked else None for value, asked in zip(grads, wanted, strict=True))
 
 
 linear.register_autograd(_backward, _setup)

@@ -66,6 +66,7 @@ RIVALS = {
     "entropy_hinge": _usual(rivals.entropy_hinge),
     "standardized_kl": _usual(rivals.standardized_kl),
     "dakd_loss": _usual(rivals.dakd),
+    "mce_objective": _usual(rivals.mce),
     "gem_pool": _usual(rivals.gem),
     "gem_pool_learned": _usual(rivals.gem),
     "purifier": _usual(rivals.purifier),

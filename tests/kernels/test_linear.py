@@ -34,6 +34,15 @@ def test_values(n, d, k):
     check_values(linear, rows(n, d, k), length=max(n, d, k), outputs=1)
 
 
+def test_a_gradient_that_nobody_asks_for_is_not_made():
+    x, weight = rows(4, 6, 3)
+    both = torch.autograd.grad(linear(x, weight).square().sum(), (x, weight))
+    for wanted, args in ((both[0], (x, weight.detach())), (both[1], (x.detach(), weight))):
+        leaf = next(arg for arg in args if arg.requires_grad)
+        (grad,) = torch.autograd.grad(linear(*args).square().sum(), leaf)
+        assert torch.equal(grad, wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_dtypes(dtype):
     args = rows(4, 6, 3, dtype=dtype)

@@ -88,6 +88,22 @@ def test_memories_move_once_a_step_after_its_losses(mce, batch):
     assert mce._seen == []
 
 
+def test_compiled_network_leaves_the_memories_to_the_step(mce, batch):
+    steps = []
+    before = {name: value.clone() for name, value in mce.state_dict().items()}
+    for compiled in (False, True):
+        mce.load_state_dict(before)
+        if compiled:
+            for module in mce.backbones():
+                module.compile(backend="aot_eager", fullgraph=True)
+        loss = mce(batch)["loss"]
+        loss.backward()
+        mce.end_step()
+        steps.append((loss.detach(), mce.objective.memory.live.clone()))
+    for eager, compiled in zip(*steps, strict=True):
+        assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
 class Images:
     """`TrainingImages` of a few images, embedded in parts."""
 

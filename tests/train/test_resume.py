@@ -94,6 +94,21 @@ def test_epochs_of_different_lengths_are_counted_and_resumed(tiny_overrides, tmp
     same_run(cut, whole)
 
 
+@pytest.mark.parametrize("killed_at", [2, 4])
+def test_memories_are_those_of_the_moment_it_was_cut(tiny_overrides, tmp_path, killed_at):
+    """MCE's move every step: a run resumed within an epoch may not fill them again."""
+    overrides = [*tiny_overrides, "steps_per_epoch=3", "epochs=2", "checkpoint_every=1", "accumulate=2"]
+    config = load_config("mce-sysu", [*overrides, "dataset.num_ids=2", "dataset.num_instances=2"])
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    Trainer(config, whole, quiet=True).fit()
+    fit_until(killed_at - 1, config, cut)
+    Trainer(config, cut, resume=True, quiet=True).fit()
+    same_run(cut, whole)
+    weights = load_file(checkpoint.find_weights(cut))
+    live, anchors = (weights[f"objective.memory.{name}"] for name in ("live", "anchors"))
+    assert not torch.equal(live, anchors)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_saves_the_step_under_way(whole, config, tmp_path, monkeypatch, number):
     train_step = Trainer._train_step

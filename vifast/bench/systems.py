@@ -1,10 +1,12 @@
 """Whole training objectives on features."""
 
 import torch
+from torch.nn.functional import normalize
 
-from vifast.bench.case import Case, Work, in_turn, product
+from vifast.bench.case import Case, Work, in_turn, product, random_rows
 from vifast.nn import Purified
 from vifast.systems.idkl import IDKLObjective
+from vifast.systems.mce import MCEObjective
 
 
 def _idkl(batch, channels, classes, device="cpu", dtype=torch.float32):
@@ -26,4 +28,25 @@ def _idkl(batch, channels, classes, device="cpu", dtype=torch.float32):
     return Work(ours, features, floors, [*features, *objective.parameters()])
 
 
-CASES = (Case("idkl_objective", ((120, 2048, 395),), _idkl),)
+def _mce(n, channels, classes, device="cpu", dtype=torch.float32):
+    """The floor multiplies rows of twelve pairs of a stream and a memory, and the gradients of nine."""
+    kind = {"device": device, "dtype": dtype}
+    objective = MCEObjective(classes, channels).to(**kind)
+    objective.memory.fill(random_rows(3, classes, channels, seed=0, **kind))
+    feat = normalize(random_rows(3, n, channels, seed=1, **kind), dim=2)
+    labels = torch.arange(n, device=device) * 8 // n
+    live, anchors = objective.memory.live, objective.memory.anchors
+    logits = random_rows(3 * n, classes, seed=2, **kind)
+    forward, backward = product(feat.flatten(0, 1), live[0], 4), product(logits, live[0].T.contiguous(), 3)
+    floors = in_turn(forward, backward), forward, backward
+
+    def ours(feat, labels, live, anchors):
+        return objective(feat, labels)["loss"]
+
+    return Work(ours, (feat, labels, live, anchors), floors, (feat,))
+
+
+CASES = (
+    Case("idkl_objective", ((120, 2048, 395),), _idkl),
+    Case("mce_objective", ((32, 2048, 395),), _mce),
+)

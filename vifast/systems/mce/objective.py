@@ -136,10 +136,11 @@ class MCEObjective(nn.Module):
 
     def _agreement(self, feat: Tensor) -> Tensor:
         n, (visible, infrared, auxiliary, _) = feat.size(1), self.memory.anchors
-        crossed = feat[:2].flip(0).flatten(0, 1)
+        others = feat.detach()
+        pair, last = (streams.flatten(0, 1) for streams in feat.split((2, 1)))
         pairs = (
-            class_logits(feat[:2].flatten(0, 1), crossed, visible, infrared, n, self.temperature),
-            class_logits(feat[2], feat[1], auxiliary, auxiliary, n, self.temperature),
+            class_logits(pair, others[:2].flip(0).flatten(0, 1), visible, infrared, n, self.temperature),
+            class_logits(last, others[1], auxiliary, auxiliary, n, self.temperature),
         )
         own, other = (torch.cat(sides) for sides in zip(*pairs, strict=True))
         return standardized_kl(own, other, (1.0,), standardize="none")
