@@ -8,7 +8,7 @@ import torch
 
 
 def main(folder, rank, ranks, *overrides):
-    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
     from vifast.train.config import load_config
     from vifast.train.loop import Trainer
 

@@ -86,6 +86,11 @@ def train_loader(
     )
 
 
+def epoch_steps(loader: Loader, config: TrainConfig) -> int:
+    """Optimiser steps of the loader's epoch; the last one may have fewer batches than the others."""
+    return -(-len(loader) // config.accumulate)
+
+
 def eval_loader(samples: Samples, config: TrainConfig, *, device: torch.device | str = "cpu") -> Loader:
     """All samples of a test set in order, resized and normalised only; a file that cannot be decoded is always an
     error."""

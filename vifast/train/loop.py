@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -22,7 +23,7 @@ from vifast.systems import System
 from vifast.train import checkpoint, teacher
 from vifast.train.build import build_system, prepare_torch
 from vifast.train.config import TrainConfig, dump_config, flatten, load_config
-from vifast.train.datasets import open_dataset, train_loader
+from vifast.train.datasets import epoch_steps, open_dataset, train_loader
 from vifast.train.evaluate import Evaluation, TrainedImages, evaluate_system
 from vifast.train.interrupt import StopAsked, stop_asked
 from vifast.train.log import RunLog
@@ -79,7 +80,9 @@ class Trainer:
         prepare_torch(config)
         # A system may have parameters that some of its options leave without a gradient.
         wrapper = DistributedDataParallelKwargs(find_unused_parameters=True)
-        self.accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=[wrapper])
+        # Without a card Accelerate takes every one of several processes for the only one, unless it is told.
+        cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.precision, kwargs_handlers=[wrapper])
         self.dataset: Dataset = open_dataset(config) if dataset is None else dataset
         set_seed(config.seed)
         system = build_system(config, self.dataset.num_labels)
@@ -138,9 +141,8 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, log: RunLog, stop: StopAsked) -> None:
         config, first = self.config, self.done
-        self.loader.batch_sampler.set_epoch(epoch)
-        steps = -(-len(self.loader) // config.accumulate)
         self.loader.batch_sampler.start_at(epoch, first * config.accumulate)
+        steps = epoch_steps(self.loader, config)
         if first == 0:
             self.system.start_epoch(epoch, self._images())
         self.model.train()
@@ -277,7 +279,7 @@ class Trainer:
         steps = 0
         for epoch in epochs:
             self.loader.batch_sampler.set_epoch(epoch)
-            steps += -(-len(self.loader) // self.config.accumulate)
+            steps += epoch_steps(self.loader, self.config)
         return steps
 
     def _step_seed(self, epoch: int) -> int:

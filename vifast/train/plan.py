@@ -13,7 +13,7 @@ from vifast.data import Dataset
 from vifast.systems import Batch, System
 from vifast.train.build import build_system
 from vifast.train.config import TrainConfig
-from vifast.train.datasets import open_dataset, train_loader
+from vifast.train.datasets import epoch_steps, open_dataset, train_loader
 from vifast.train.optimizer import STATE_SIZE
 from vifast.train.teacher import untrained_teacher
 
@@ -79,7 +79,7 @@ def plan_run(config: TrainConfig, dataset: Dataset | None = None) -> Plan:
         config,
         num_classes=dataset.num_labels,
         images=len(dataset.train),
-        steps_per_epoch=-(-len(train_loader(dataset, config)) // config.accumulate),
+        steps_per_epoch=epoch_steps(train_loader(dataset, config), config),
     )
 
 
