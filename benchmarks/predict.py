@@ -117,6 +117,11 @@ def _rows(loss, products=0.0):
     return build
 
 
+def _relation(n, d):
+    student, teacher = torch.randn(n, d).requires_grad_(), torch.randn(n, d)
+    return lambda: functional.relation_alignment(student, teacher).backward(), 4 * n * d * 4, 3 * 2 * n * n * d
+
+
 def _distill(n, d):
     student, teacher = torch.randn(n, d).requires_grad_(), torch.randn(n, d)
     loss = lambda: functional.standardized_kl(student, teacher, (2.0, 3.0, 4.0, 5.0, 6.0))  # noqa: E731
@@ -181,6 +186,7 @@ ENTRIES = [
     ("triplet_loss", _batch(functional.triplet_loss, 0.5), (128, 2048), 1, "128 x 2048"),
     ("weighted_triplet_loss", _batch(functional.weighted_triplet_loss, 2), (128, 2048), 1, "128 x 2048"),
     ("graph_alignment", _rows(functional.graph_alignment, 4), (60, 2048), 1, "60 x 2048"),
+    ("relation_alignment", _relation, (60, 2048), 1, "60 x 2048"),
     ("center_hinge", _identities(_hinge), (120, 2048), 1, "120 x 2048"),
     ("center_triplet_loss", _identities(functional.center_triplet_loss), (32, 768), 1, "32 x 768"),
     ("prototype_alignment", _prototype, (32, 713, 768), 1, "32 x 713 x 768"),
