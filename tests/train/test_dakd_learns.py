@@ -18,9 +18,9 @@ SMALL = [
     "steps_per_epoch=40",
     "evaluate_every=0",
     "threads=1",
-    "teacher_config={base: agw-sysu, epochs: 5, evaluate_every: 0, dataset: {num_ids: 16, num_instances: 2, augment: "
-    "{preset: idkl, pad: 3, erase: {p: 0.2}, exchange_visible: {channel: 0.6, gray: 0.2}}}, optimizer: {name: adamw, "
-    "lr: 4.0e-3, weight_decay: 0.5, lr_scale: {backbone: 1.0}}, schedule: {name: cosine, warmup_epochs: 1}}",
+    "teacher_config={base: mce-sysu, epochs: 5, evaluate_every: 0, dataset: {num_ids: 16, num_instances: 2, augment: "
+    "{pad: 3, erase: {p: 0.2}}}, optimizer: {name: adamw, lr: 4.0e-3, weight_decay: 0.5}, "
+    "schedule: {name: cosine, warmup_epochs: 1, milestones: []}}",
 ]
 
 
