@@ -183,3 +183,20 @@ def test_one_override_makes_dakd_the_release(preset, intended, release, tmp_path
     assert load_config(tmp_path / "config.yaml") == config
     (tmp_path / "own.yaml").write_text(f"base: {preset}\noptions: {{variant: release}}\n")
     assert load_config(tmp_path / "own.yaml") == config
+
+
+def test_presets_of_ckda():
+    """Spec ckda 2, 6, 7 and 13."""
+    clean, release = load_config("ckda-clean"), load_config("ckda-release")
+    assert (clean.options.preset, release.options.preset) == ("clean", "release")
+    assert (clean.options.kappa, release.options.kappa) == (10.0, 0.1)
+    assert (clean.dataset.untrained, release.dataset.untrained) == ("drop", "prototypes")
+    for config in (clean, release):
+        data, options = config.dataset, config.options
+        assert 2 * data.num_ids * data.num_instances == 64
+        assert (data.height, data.width, data.sampler) == (256, 128, "with_replacement")
+        assert data.augment == Augment.preset("ckda")
+        assert config.epochs == 50
+        assert (config.optimizer.name, config.optimizer.weight_decay) == ("adamw", 1e-4)
+        assert (options.alpha, options.beta, options.mu, options.tau, options.old_weight) == (1, 1, 0.5, 0.1, 0.7)
+        assert (options.omega, options.nu, options.margin) == (1, 0.5, 0.1)

@@ -19,7 +19,12 @@ from vifast.train.plan import PROBE, plan_run
 
 OPTIONS = "options={backbone: resnet_tiny, backbone_width: 4, reduction: 4, graph: light, dropout: 0.0}"
 IDKL = ["system=idkl", "optimizer={name: adam}", OPTIONS]
-SYSTEMS = {"agw": [], "idkl": IDKL, "mce": ["system=mce", "dataset.augment={preset: mce}"]}
+CKDA = [
+    "system=ckda",
+    "options={backbone: vit_tiny_demo, dropout: 0.0, drop_path: 0.0, prompt_dropout: 0.0}",
+    "optimizer={name: adamw}",
+]
+SYSTEMS = {"agw": [], "idkl": IDKL, "mce": ["system=mce", "dataset.augment={preset: mce}"], "ckda": CKDA}
 
 
 def test_accumulated_batches_are_one_step_with_their_mean_gradient(tiny_overrides, tmp_path):
@@ -105,7 +110,12 @@ def test_ops_and_definitions_agree_along_a_loss_curve(tiny_overrides, tmp_path, 
     than an op's error, for training amplifies the last bit."""
     steady = ["optimizer={name: sgd, lr: 1.0e-3}", "schedule={name: steps}", "epochs=1", "steps_per_epoch=20"]
     steady += ["dataset.height=64", "dataset.width=32"]
-    config = load_config("agw-sysu", [*tiny_overrides, *SYSTEMS[system], *steady])
+    own = SYSTEMS[system]
+    if system == "ckda":  # a later stage, whose loss has all its terms
+        first = load_config("agw-sysu", [*tiny_overrides, *own, *steady, "steps_per_epoch=1"])
+        Trainer(first, tmp_path / "one", quiet=True).fit()
+        own = [*own, f"options.previous={tmp_path / 'one'}"]
+    config = load_config("agw-sysu", [*tiny_overrides, *own, *steady])
     trainer = Trainer(config, tmp_path / "run", quiet=True)
     model, train_step, curve = trainer.system, trainer._train_step, []
 
@@ -169,6 +179,19 @@ def test_plan_counts_what_a_run_takes(tiny_overrides):
     assert half.flops_per_image == plan.flops_per_image
     assert half.saved_bytes_per_image < plan.saved_bytes_per_image
     assert PROBE % 4 == 0  # IDKL's full graphs need an even half
+
+
+def test_plan_counts_the_teacher_of_a_later_stage(tiny_overrides, tmp_path):
+    sized = ["dataset.height=64", "dataset.width=32", "epochs=1", "steps_per_epoch=1"]
+    config = load_config("agw-sysu", [*tiny_overrides, *CKDA, *sized])
+    Trainer(config, tmp_path / "one", quiet=True).fit()
+    later = load_config("agw-sysu", [*tiny_overrides, *CKDA, *sized, f"options.previous={tmp_path / 'one'}"])
+    plans = [plan_run(each) for each in (config, later)]
+    assert plans[0].parameters == plans[1].parameters
+    # A forward and its backward, two products for one, are three; the teacher's forward is the fourth.
+    assert plans[1].flops_per_image / plans[0].flops_per_image == pytest.approx(4 / 3, rel=0.05)
+    with pytest.raises(FileNotFoundError, match=r"^previous: expected the folder of a finished stage"):
+        plan_run(load_config("agw-sysu", [*tiny_overrides, *CKDA, *sized, "options.previous=nowhere"]))
 
 
 def test_a_wrong_configuration_of_the_system_is_an_error_before_any_file(tiny_overrides, tmp_path):

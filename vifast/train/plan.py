@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from vifast.data import Dataset
 from vifast.systems import Batch, System
@@ -19,6 +19,15 @@ from vifast.train.teacher import untrained_teacher
 
 PROBE = 4  # images of the batch that is measured: two identities, both modalities
 _LOW = {"no": None, "fp16": torch.bfloat16, "bf16": torch.bfloat16}  # fp16 saves as many bytes as bf16
+
+_aten = torch.ops.aten
+#: Operations of attention as the CPU has it, which PyTorch does not count.
+ATTENTION = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,7 @@ def _measured(system: nn.Module, batch: Batch, low: torch.dtype | None) -> tuple
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
     with counter:
         # What is saved stays alive until the backward, so no two of its tensors share an address.
         with (
