@@ -11,8 +11,10 @@ from vifast import systems
 from vifast.nn import SplitBatchNorm1d
 
 TINY = {"backbone": "resnet_tiny", "backbone_width": 4}
+DROPS = ("dropout", "drop_path", "prompt_dropout")
 OPTIONS = {
     "agw": {**TINY, "non_local": (0, 0, 0, 0)},
+    "ckda": {"backbone": "vit_tiny_demo", "image_size": (32, 16)} | dict.fromkeys(DROPS, 0.0),
     "dakd": {**TINY, "non_local": (0, 0, 1, 0)},
     "idkl": {**TINY, "reduction": 4, "dropout": 0.0},
     "mce": {**TINY, "non_local": (0, 0, 1, 0)},
@@ -31,6 +33,8 @@ def system(name):
     if name == "mce":
         result.objective.memory.fill(torch.randn(3, IDENTITIES, result.network.out_channels, dtype=torch.float64))
         result.network.neck.eval()
+    if name == "ckda":
+        result.network.prompts.eval()
     for module in result.modules():
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.InstanceNorm2d | SplitBatchNorm1d):
             module.eval()  # whose statistics are those of a process, also in published multi-GPU training
