@@ -1,5 +1,8 @@
 import json
 
+import pytest
+import torch
+
 from vifast.train.log import RunLog, read_metrics
 
 
@@ -13,6 +16,20 @@ def test_records_steps_and_evaluations(tmp_path):
     assert train == {"step": 1, "epoch": 0, "kind": "train", "loss": 2.0, "ce": 1.5, **shares}
     assert evaluation == {"step": 1, "epoch": 1, "kind": "eval", "rank1": 0.5}
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_what_a_system_observed_is_numbers_deciles_and_histograms(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunLog(tmp_path, total=2, quiet=True) as log:
+        log.details(1, {"gap": torch.tensor(0.5), "sure": torch.linspace(0, 1, 21)}, epoch=0)
+        log.details(2, {}, epoch=0)
+    (record,) = read_metrics(tmp_path)
+    assert record.pop("sure") == pytest.approx([k / 10 for k in range(11)])
+    assert record == {"step": 1, "epoch": 0, "kind": "detail", "gap": 0.5}
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert (board.Tags()["scalars"], board.Tags()["histograms"]) == (["detail/gap"], ["detail/sure"])
+    assert board.Histograms("detail/sure")[0].histogram_value.num == 21
 
 
 def test_resumption_drops_what_will_be_trained_again(tmp_path):
@@ -35,6 +52,7 @@ def test_without_a_folder_nothing_is_recorded_or_shown(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     with RunLog(None, total=1) as log:
         log.train(1, {"loss": 1.0}, speed=1.0, epoch=0, shares={})
+        log.details(1, {"gap": torch.zeros(())}, epoch=0)
         log.evaluation(1, {"rank1": 1.0}, epoch=1)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr() == ("", "")
