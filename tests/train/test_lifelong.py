@@ -1,9 +1,11 @@
 """Stages follow each other, are scored on all that was seen, and go on after a kill anywhere to the same bits."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -154,14 +156,19 @@ def test_cut_short_it_goes_on_to_the_same_bits(point, configured, whole, tmp_pat
     same_run(out, whole)
 
 
+PROGRAM = """
+import sys, pathlib
+from vifast.train.lifelong import Lifelong
+from vifast.train.lifelong_config import load_lifelong
+Lifelong(load_lifelong(sys.argv[1]), pathlib.Path(sys.argv[2]), resume=True, quiet=True).fit()
+"""
+
+
 @pytest.mark.slow
 def test_killed_by_the_system_at_random_moments(configured, whole, tmp_path):
     """kill -9 again and again, at whatever point the run has come to, until it is through."""
     (tmp_path / "config.yaml").write_text(dump_lifelong(configured()))
-    program = "import sys, pathlib; from vifast.train.lifelong import Lifelong;"
-    program += "from vifast.train.lifelong_config import load_lifelong;"
-    program += "Lifelong(load_lifelong(sys.argv[1]), pathlib.Path(sys.argv[2]), resume=True, quiet=True).fit()"
-    command = [sys.executable, "-c", program, str(tmp_path / "config.yaml"), str(tmp_path / "run")]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "config.yaml"), str(tmp_path / "run")]
     kills = 0
     for waited in ("1-vcm/metrics.jsonl", "1-vcm/final", "2-regdb/run.json", "2-regdb/final"):
         process = subprocess.Popen(command, cwd=tmp_path)
@@ -172,6 +179,26 @@ def test_killed_by_the_system_at_random_moments(configured, whole, tmp_path):
     assert subprocess.run(command, cwd=tmp_path, check=True).returncode == 0
     assert kills >= 3
     same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_score_together(configured, tmp_path):
+    (tmp_path / "config.yaml").write_text(dump_lifelong(configured("evaluate_every=0")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "config.yaml"), str(tmp_path / "run")]
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    runs = [
+        subprocess.Popen(command, env=os.environ | meet | rank, stderr=subprocess.PIPE, text=True) for rank in ranks
+    ]
+    for process in runs:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    order = [["vcm"], ["regdb"]]
+    matrix = json.loads((tmp_path / "run" / "matrix.json").read_text())
+    assert (matrix["order"], [len(row) for row in matrix["stages"]]) == (order, [1, 2])
 
 
 def test_a_finished_run_goes_on_with_a_longer_order(configured, whole, tmp_path):

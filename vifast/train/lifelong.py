@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from vifast._files import write_text
 from vifast.data import Dataset
@@ -77,14 +78,14 @@ class Lifelong:
         told: Callable[[str], None] = lambda line: None,
     ):
         self.config, self.out, self.quiet = config, Path(out), quiet
-        self.told = told if PartialState().is_main_process else lambda line: None
+        self.told = told if _processes().is_main_process else lambda line: None
         self._claim_folder(resume)
         self.datasets = open_datasets(config)
         self.stages = stages_of(config, self.out, self.datasets)
         for stage in self.stages:
             self._check(stage)
         self.matrix = self._read_matrix()
-        PartialState().wait_for_everyone()  # all have read what one of them is going to change
+        _processes().wait_for_everyone()  # all have read what one of them is going to change
 
     def fit(self) -> Matrix:
         """Trains and scores what is not yet; every stage's scores are kept as soon as they are known.
@@ -92,7 +93,7 @@ class Lifelong:
         Raises:
             Stopped, RunError: as `Trainer.fit`.
         """
-        if PartialState().is_main_process:
+        if _processes().is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
             write_text(self.out / "config.yaml", dump_lifelong(self.config))
         for stage in self.stages:
@@ -109,14 +110,14 @@ class Lifelong:
         if not missing:
             return
         prepare_torch(stage.config)
-        system = load_run(stage.folder)[0].to(PartialState().device)
+        system = load_run(stage.folder)[0].to(_processes().device)
         for name in missing:
             if name == stage.names[-1]:
                 scores = _read_scores(stage.folder / "results.json")
             else:
                 scores = _scores(evaluate_system(system, self.datasets[name], self.config.run(name)).scores)
             self.matrix.put(stage.number, name, scores)
-            if PartialState().is_main_process:
+            if _processes().is_main_process:
                 self.matrix.save(self.out)
             self.told(f"{name}: mAP {100 * scores['mean_ap']:.1f} %, Rank-1 {100 * scores['rank1']:.1f} %")
 
@@ -234,8 +235,13 @@ def extract_any(out: Path, data: Path, *, which: str = "last") -> Extraction:
     if name not in config.datasets:
         raise ConfigError(f"data: expected a dataset of {', '.join(config.datasets)}, got {name} at {data}")
     run = config.datasets[name].model_copy(update={"data": data})
-    system = load_run(finished[-1], which)[0].to(PartialState().device)
+    system = load_run(finished[-1], which)[0].to(_processes().device)
     return extract_system(system, open_dataset(run), run)
+
+
+def _processes() -> PartialState:
+    """Those of this run, who meet here before any `Trainer` asks for them, and so where Accelerate would have them."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def _read_scores(path: Path) -> dict[str, Any]:
