@@ -40,9 +40,10 @@ def train(folder, ranks, overrides):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", ["pk", "idkl"])
-def test_two_processes_share_the_batches_of_one(tmp_path, tiny_overrides, sampler):
+@pytest.mark.parametrize(("sampler", "system"), [("pk", "agw"), ("idkl", "agw"), ("pk", "mce")])
+def test_two_processes_share_the_batches_of_one(tmp_path, tiny_overrides, sampler, system):
     overrides = [*tiny_overrides, "epochs=2", "evaluate_every=0", f"dataset.sampler={sampler}", "dataset.short=repeat"]
+    overrides += [f"system={system}", "optimizer={name: adam}"]
     (alone,) = train(tmp_path, 1, overrides)
     both = train(tmp_path, 2, overrides)
     assert [first + second for first, second in zip(both[0]["rows"], both[1]["rows"], strict=True)] == alone["rows"]
