@@ -178,7 +178,8 @@ def mine(
 
 def _launch(n: int) -> dict[str, int]:
     rows = max(16, triton.next_power_of_2(n))
-    return {"ROWS": rows, "BLOCK_M": 16, "BLOCK_D": BLOCK_D, "num_warps": max(2, rows // 16), "num_stages": 1}
+    launch = {"num_warps": max(2, rows // 16), "num_stages": 1, "maxnreg": 255}  # see graph_alignment_streamed
+    return {"ROWS": rows, "BLOCK_M": 16, "BLOCK_D": BLOCK_D} | launch
 
 
 @triton.jit
