@@ -4,7 +4,7 @@ A study is a file of ``benchmarks/studies``:
 
     preset: demo                        # or a YAML file
     datasets:                           # of vifast.data.synthetic.write; {people} in an override is the folder
-      people: {layout: sysu, num_ids: 96, difficulty: 0.4}
+      people: {layout: sysu, num_ids: 96, difficulty: 0.4}     # or a run on one: {preset: demo, overrides: [..]}
     common: ["data={people}", epochs=8] # overrides of the preset, as on the command line of vifast train
     variants:                           # and those of each variant; the first is what the others are compared with
       baseline: [options.graph=off]
@@ -93,10 +93,16 @@ def _key(run):
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_dataset(spec):
-    """The folder of a dataset, written unless it is there."""
+def write_dataset(spec, datasets):
+    """The folder of one of the datasets, written unless it is there; of one with a ``preset`` it is that of a run, which
+    has ``overrides`` like a variant's."""
     folder = SCRATCH / f"data-{hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]}"
-    if not folder.exists():
+    if "preset" in spec:
+        named = {name: other for name, other in datasets.items() if "preset" not in other}
+        texts = filled(spec["overrides"], {name: write_dataset(other, datasets) for name, other in named.items()})
+        if not list(folder.rglob("results.json")):
+            trained(spec["preset"], texts, folder)
+    elif not folder.exists():
         from vifast.data import synthetic
 
         synthetic.write(out=folder, **spec)
@@ -105,7 +111,10 @@ def write_dataset(spec):
 
 def settings(run, folders):
     """Overrides of the preset, the datasets' names replaced by their folders."""
-    texts = [*run["overrides"], f"seed={run['seed']}"]
+    return filled([*run["overrides"], f"seed={run['seed']}"], folders)
+
+
+def filled(texts, folders):
     for name, folder in folders.items():
         texts = [text.replace(f"{{{name}}}", str(folder)) for text in texts]
     return texts
@@ -115,7 +124,8 @@ def train(run):
     """The line of a run; in a process of its own, for it sets torch's threads and seeds."""
     from run import provenance
 
-    folders = {name: write_dataset(spec) for name, spec in run["datasets"].items()} | teachers_of(run)
+    datasets = run["datasets"]
+    folders = {name: write_dataset(spec, datasets) for name, spec in datasets.items()} | teachers_of(run)
     out = SCRATCH / f"run-{_key(run)}"
     start = time.perf_counter()
     scores = trained(run["preset"], settings(run, folders), out)
@@ -200,7 +210,7 @@ def main():
             print(run["variant"], run["seed"], "missing" if line is None else line["scores"])
         return
     for spec in study.datasets.values():
-        write_dataset(spec)
+        write_dataset(spec, study.datasets)
     chosen = args.only or study.variants
     left = [n for n, run in enumerate(runs) if lines[n] is None and run["variant"] in chosen]
     first = [n for n, run in enumerate(runs) if run["variant"] in study.teachers and _is_wanted(run, left, runs)]
