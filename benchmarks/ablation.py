@@ -10,6 +10,7 @@ A study is a file of ``benchmarks/studies``:
       baseline: [options.graph=off]
       graphs: [options.graph=full]
     seeds: [0, 1, 2]                    # of training; the people are the same
+    shown: [baseline, graphs]           # if not all of them are in the table
     teachers: [baseline]                # if any: {baseline} in an override is the folder of its run with the same seed
 
 Every run is one line of ``results/ablation-STUDY.jsonl``, with what it was trained with, versions and commit. Runs that
@@ -48,6 +49,7 @@ class Study:
     seeds: Sequence[int]
     common: Sequence[str] = ()
     teachers: Sequence[str] = ()
+    shown: Sequence[str] = ()
     columns: Mapping[str, str] = field(
         default_factory=lambda: {"mean_ap": "mAP", "rank1": "Rank-1", "mean_inp": "mINP"}
     )
@@ -94,8 +96,8 @@ def _key(run):
 
 
 def write_dataset(spec, datasets):
-    """The folder of one of the datasets, written unless it is there; of one with a ``preset`` it is that of a run, which
-    has ``overrides`` like a variant's."""
+    """The folder of one of the datasets, written unless it is there; of one with a ``preset`` that of a run, with
+    ``overrides`` like a variant's."""
     folder = SCRATCH / f"data-{hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]}"
     if "preset" in spec:
         named = {name: other for name, other in datasets.items() if "preset" not in other}
@@ -164,16 +166,17 @@ def table(name):
     """Markdown of a study's record: mean and standard deviation over the seeds, in percent, and the difference to the
     first variant with the same seed."""
     study = load(name)
-    runs = study.runs()
+    names = study.shown or list(study.variants)
+    runs = [run for run in study.runs() if run["variant"] in names]
     lines = recorded(name, runs)
     missing = [f"{run['variant']} {run['seed']}" for run, line in zip(runs, lines, strict=True) if line is None]
     if missing:
         raise SystemExit(f"{name}: no record of {', '.join(missing)}")
     scores = {(line["variant"], line["seed"]): line["scores"] for line in lines}
     main, shown = next(iter(study.columns.items()))
-    first = next(iter(study.variants))
+    first = names[0]
     rows = []
-    for variant in study.variants:
+    for variant in names:
         cells = [_spread([scores[variant, seed].get(score) for seed in study.seeds]) for score in study.columns]
         gains = [scores[variant, seed][main] - scores[first, seed][main] for seed in study.seeds]
         rows.append([variant, *cells, "" if variant == first else _spread(gains, sign="+")])
