@@ -28,7 +28,7 @@ from vifast.systems.embedding import EmbeddingNetwork
 
 CLASSES, TAU, TEMPERATURES = 395, 0.05, (2, 3, 4, 5, 6)
 PUBLISHED, SMALL = (64, 384, 128), (16, 128, 64)
-ROUNDS = 5
+ROUNDS = 11
 
 
 class WrittenOut(NonLocal):
