@@ -140,7 +140,7 @@ def report(
         Path | None, typer.Option(help="Page to write; by default report.html, of one run in its folder.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Root of the dataset for ranked lists, where it is not where it was.")
+        Path | None, typer.Option(help="Root of the dataset for its images, where it is not where it was.")
     ] = None,
 ) -> None:
     """Write one page of training runs: curves, scores, ranked lists; of several also what sets them apart."""

@@ -45,6 +45,7 @@ def test_one_run(runs):
         "Parts of the loss",
         "Trials",
         "4 queries and their nearest gallery images",
+        "Training images",
         "The run",
     ]
     assert re.findall("<figure.*?<h3>(.*?)</h3>", page) == [
@@ -86,7 +87,7 @@ def test_a_run_that_is_not_finished(run, tmp_path):
     (run / "metrics.jsonl").write_text("".join(lines[:4]) + lines[4][:20])  # killed while it wrote
     page = render(make_page([run]))
     assert "Not finished: 1 of 2 epochs. The scores are those after epoch 1." in page
-    assert heads(page) == ["Retrieval", "Training", "Parts of the loss", "The run"]
+    assert heads(page) == ["Retrieval", "Training", "Parts of the loss", "Training images", "The run"]
     (run / "metrics.jsonl").unlink()
     page = render(make_page([run]))
     assert "Not finished: 0 of 2 epochs. Not evaluated yet." in page

@@ -11,7 +11,7 @@ from vifast._files import write_bytes
 from vifast.data.augmentation import Augment
 from vifast.data.images import read_image
 from vifast.data.records import INFRARED, Samples
-from vifast.functional import augment
+from vifast.functional import AugmentParams, augment
 
 MARGIN, HEADER = 36, 16  # pixels left of the rows, for identities, and above the columns, for cameras
 _GREY, _INK = 127, (0, 0, 0)
@@ -71,7 +71,8 @@ def write(
             for n, index in enumerate(_first(shown, np.flatnonzero(here), per_camera)):
                 tile = read_image(shown.paths[index], size)
                 if policy is not None:
-                    tile = _augmented(tile, policy, index, modality)
+                    params = policy.draw([index], [modality], size, seed=0, epoch=0, partner=[0])
+                    tile = augmented(torch.from_numpy(tile)[None], params)[0].numpy()
                 sheet.paste(Image.fromarray(tile), (left + n * width, HEADER + row * height))
     for row, identity in enumerate(identities):
         pen.text((2, HEADER + row * height + 2), str(identity if names is None else names[identity]), fill=_INK)
@@ -81,12 +82,19 @@ def write(
     return Path(path)
 
 
-def _augmented(image: np.ndarray, policy: Augment, index: int, modality: int) -> np.ndarray:
-    """The image in 0..255 as the network sees it; erased boxes in what their fill stands for."""
-    params = policy.draw([index], [modality], image.shape[:2], seed=0, epoch=0, partner=[0])
-    shown = augment(torch.from_numpy(image)[None], params)[0].permute(1, 2, 0)
+def augmented(images: torch.Tensor, params: AugmentParams) -> torch.Tensor:
+    """Images as the network sees them, in 0..255; erased boxes in what their fill stands for.
+
+    Args:
+        images: [B, H, W, 3] uint8.
+        params: as of `Augment.draw`.
+
+    Returns:
+        [B, H, W, 3] uint8.
+    """
+    shown = augment(images, params).permute(0, 2, 3, 1)
     pixels = (shown * torch.tensor(params.std) + torch.tensor(params.mean)) * 255
-    return pixels.round().clamp(0, 255).to(torch.uint8).numpy()
+    return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
 def _first(samples: Samples, rows: np.ndarray, count: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from vifast.report.page import Page, render, write
 from vifast.report.scores import SCORES, percent, rankings, score_tiles
-from vifast.report.sections import Cell, Facts, Figures, RankedQuery, Rankings, Section, Table, Tile, Tiles
+from vifast.report.sections import Cell, Facts, Figures, Pictures, RankedQuery, Rankings, Section, Table, Tile, Tiles
 
 __all__ = [
     "SCORES",
@@ -10,6 +10,7 @@ __all__ = [
     "Facts",
     "Figures",
     "Page",
+    "Pictures",
     "RankedQuery",
     "Rankings",
     "Section",

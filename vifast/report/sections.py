@@ -73,6 +73,13 @@ class Rankings(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pictures(Section):
+    """Rows of uint8 ``[H, W, 3]`` images with words below each; the first of a row is set apart."""
+
+    rows: Sequence[Sequence[tuple[np.ndarray, str]]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Facts(Section):
     """Names and values; ``details`` are long texts that open on demand."""
 

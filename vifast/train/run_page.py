@@ -18,6 +18,7 @@ from vifast.train.matrix import FILE as MATRIX
 from vifast.train.ranked import load_ranked
 from vifast.train.record import CONFIG, Run, read_run
 from vifast.train.run_details import observed, taught
+from vifast.train.seen import seen
 
 Coloured = Sequence[tuple[int, Run]]  # runs with the series of their figures
 
@@ -27,7 +28,7 @@ def make_page(folders: Sequence[Path], data: Path | None = None) -> Page:
 
     Args:
         folders: of runs, finished or not; or a lifelong one alone.
-        data: where the images of the ranked lists are; None: where they were in training.
+        data: where the dataset, whose images it shows, is; None: where they were in training.
 
     Raises:
         FileNotFoundError, ValueError: a folder that is not a run's, a damaged file in one.
@@ -44,7 +45,7 @@ def _page_of_one(run: Run, data: Path | None) -> Page:
     sections += taught(run) + _retrieval([(0, run)], ()) + _training([(0, run)], ()) + observed(run)
     if run.results is not None:
         sections += _trials(run.results["trials"])
-    sections += _ranked(run, data)
+    sections += _ranked(run, data) + seen(run, data)
     config = (run.folder / CONFIG).read_text()
     versions = "\n".join(f"{name} {version}" for name, version in run.facts["versions"].items() if version)
     details = {"Resolved configuration": config, "Versions": versions}
