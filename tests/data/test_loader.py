@@ -162,6 +162,25 @@ def test_auxiliary_views_need_a_policy_that_leaves_colours(train):
         make_loader(train, size=SIZE, auxiliary=True, augment=Augment.preset("dakd"))
 
 
+def test_weak_views_are_cropped_and_flipped_alone(train):
+    """Every image once more, by draws of its own; the first view stays as it is."""
+    policy, options = Augment.preset("dakd", pad=4), {"size": SIZE, "batch_size": 9, "seed": 5}
+    loader = make_loader(train, augment=policy, weak=True, **options)
+    usual = make_loader(train, augment=policy, **options)
+    loader.set_epoch(2)
+    usual.set_epoch(2)
+    for batch, plain in zip(loader, usual, strict=True):
+        weak = batch.pop("weak")
+        assert equal([batch], [plain])
+        params = Augment(pad=4).draw(batch["index"], batch["modality"], SIZE, seed=5, epoch=2, view=2)
+        raw = np.stack([read_image(train.paths[i], SIZE, "bilinear") for i in batch["index"]])
+        assert torch.equal(weak, augment(torch.from_numpy(raw), params))
+        assert not torch.equal(weak, batch["image"])
+    assert "weak" not in next(iter(loader.plain()))
+    with pytest.raises(ValueError, match="weak: expected an augment, whose crop and flip it takes, got None"):
+        make_loader(train, size=SIZE, weak=True)
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_the_plain_images_of_a_loader_that_trains(train, cached):
     options = {"size": SIZE, "cache": open_cache(train, size=SIZE) if cached else None}

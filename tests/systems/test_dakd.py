@@ -102,6 +102,24 @@ def test_a_step_is_the_separate_forwards_of_the_definition(variant, repeats):
     assert_close(dakd.network.state_dict(), plain.state_dict())
 
 
+def test_a_teacher_of_a_view_of_its_own():
+    """dakd 4: the student sees what it saw before, the teacher the weak images of the same rows."""
+    images = batch()
+    images["weak"] = images["image"].flip(3)
+    dakd, seen = student(teacher_view="weak"), {}
+    dakd.network.register_forward_pre_hook(lambda module, given: seen.update(student=given[0]))
+    dakd._taught, taught = (lambda rows, modality: seen.update(teacher=rows) or taught(rows, modality)), dakd._taught
+    loss = dakd(images)["loss"]
+    order = images["modality"].argsort(stable=True)
+    assert torch.equal(seen["student"], images["image"][order])
+    assert torch.equal(seen["teacher"], images["weak"][order])
+    shared = student()
+    assert torch.equal(student()(batch())["loss"], shared(images)["loss"])  # which leaves the weak ones alone
+    assert not torch.equal(loss, student()(batch())["loss"])
+    with pytest.raises(ValueError, match="batch: expected weak images for teacher_view=weak"):
+        dakd(batch())
+
+
 def test_joint_statistics_are_those_of_the_whole_batch():
     dakd = student(bn_batches="joint")
     plain = EmbeddingNetwork(dakd.options)

@@ -181,8 +181,11 @@ def test_the_preset_s_own_teacher_is_mce(overrides, tmp_path):
         assert (theirs.dataset.height, theirs.dataset.width) == (config.dataset.height, config.dataset.width)
 
 
-def test_a_following_teacher_is_resumed_too(overrides, whole, tmp_path, monkeypatch):
-    more = ["options.teacher_mode=ema", "options.proto_refresh=epoch", f"teacher={whole}", "checkpoint_every=1"]
+@pytest.mark.parametrize(
+    "more", [["teacher_mode=ema", "proto_refresh=epoch"], ["teacher_view=weak"]], ids=["following", "weak view"]
+)
+def test_other_teachers_are_resumed_too(overrides, whole, tmp_path, monkeypatch, more):
+    more = [*(f"options.{option}" for option in more), f"teacher={whole}", "checkpoint_every=1"]
     config = load_config("dakd-sysu", [*overrides, *more, "epochs=2"])
     stages.train(config, tmp_path / "whole", quiet=True)
     killed_at(monkeypatch, 3, config, tmp_path / "run")
@@ -262,6 +265,7 @@ def test_a_teacher_that_is_trained_first_takes_over_the_run_s_data_and_network(o
 def test_a_plan_counts_the_teacher(overrides, whole):
     """A student's passes forward and backward, and the teacher's forward on top."""
     plan = plan_run(load_config("dakd-sysu", [*overrides, f"teacher={whole}"]))
+    assert plan == plan_run(load_config("dakd-sysu", [*overrides, f"teacher={whole}", "options.teacher_view=weak"]))
     teacher = plan_run(load_config(whole / "teacher" / "config.yaml"))
     assert plan.flops_per_image > 1.2 * teacher.flops_per_image
     assert plan.trained < plan.parameters

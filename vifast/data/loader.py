@@ -35,7 +35,7 @@ class Loader:
     def __init__(self, samples, source, loader, batch_sampler, policies, seed, size, device, dtype, channels_last):
         self.batch_sampler, self.loader, self.seed = batch_sampler, loader, seed
         self._samples, self._source, self._size = samples, source, size
-        self._policy, self._auxiliary = policies
+        self._policy, self._auxiliary, self._weak = policies
         self._device, self._augment = device, partial(augment, dtype=dtype, channels_last=channels_last)
         self._columns = [torch.from_numpy(column) for column in (samples.labels, samples.cams, samples.modality)]
         self._epoch = 0
@@ -55,7 +55,7 @@ class Loader:
         """All samples in order, only normalised, of the same files or cache; not while this loader is iterated."""
         other = copy(self)
         other.batch_sampler, other._policy = _in_order(self._samples, batch_size), None
-        other._auxiliary = None
+        other._auxiliary = other._weak = None
         return other
 
     def share(self, rank: int, world_size: int) -> "Loader":
@@ -89,6 +89,9 @@ class Loader:
             drawn = {"seed": self.seed, "epoch": epoch, "view": 1}
             params = self._auxiliary.draw(index[visible], modality[visible], self._size, **drawn)
             views["auxiliary"] = self._augment(images[self._there(visible)], self._there(params))
+        if self._weak is not None:
+            params = self._weak.draw(index, modality, self._size, seed=self.seed, epoch=epoch, view=2)
+            views["weak"] = self._augment(images, self._there(params))
         return views | {name: self._there(column) for name, column in columns.items()}
 
     def _there(self, part):
@@ -102,6 +105,7 @@ def make_loader(
     resample: str = "bilinear",
     augment: Augment | None = None,
     auxiliary: bool = False,
+    weak: bool = False,
     batch_sampler: Iterable[list[int]] | None = None,
     batch_size: int = 64,
     loader: str = "auto",
@@ -127,6 +131,8 @@ def make_loader(
         auxiliary: hand over the visible images of a batch once more, as `auxiliary` in their order: augmented by draws
             of their own (view 1 of `Augment.draw`), then each shown in one of its channels. Needs an `augment` that
             neither mixes images nor swaps colours.
+        weak: hand over all images of a batch once more, as `weak`: only cropped and flipped as `augment` says, by draws
+            of their own (view 2). Needs an `augment`.
         batch_sampler: lists of rows, e.g. `CrossModalSampler`; by default all samples in order, `batch_size` at once.
         batch_size: images of a batch without a `batch_sampler`.
         loader: who decodes: `"dali"`, `"pillow"`, or `"auto"`, which is DALI where it is installed.
@@ -142,7 +148,7 @@ def make_loader(
 
     Returns:
         Iterable with a length, of dicts: `image [B, 3, H, W]`, `label`, `camera`, `modality`, `index` `[B]` int64, and
-        `auxiliary`.
+        `auxiliary` and `weak`.
 
     Raises:
         ValueError: an argument is out of range; or, when an image is read, it cannot be decoded (its path is named).
@@ -155,7 +161,7 @@ def make_loader(
     _checks.count("seed", seed, 0)
     check_size(size, resample)
     _checks.one_of("loader", loader, LOADERS)
-    policies = augment, _in_one_channel(augment) if auxiliary else None
+    policies = augment, _in_one_channel(augment) if auxiliary else None, _geometry(augment) if weak else None
     if not len(samples):
         raise ValueError("samples: expected at least one image, got none")
     size, device = tuple(size), torch.device(device)
@@ -184,6 +190,12 @@ def _in_one_channel(augment: Augment | None) -> Augment:
     if augment is None or augment.mixes:
         raise ValueError(f"auxiliary: expected an augment that does not mix images, got {augment}")
     return replace(augment, exchange_visible=Exchange(channel=1.0))
+
+
+def _geometry(augment: Augment | None) -> Augment:
+    if augment is None:
+        raise ValueError("weak: expected an augment, whose crop and flip it takes, got None")
+    return Augment(flip=augment.flip, pad=augment.pad, pad_value=augment.pad_value)
 
 
 def _chosen(loader: str) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from vifast.systems.gather import all_rows
 
 #: As `vifast.data.make_loader` yields it: ``image [N, 3, H, W]`` normalised, ``modality [N]`` (0 visible, 1
-#: infrared), ``index [N]`` in the dataset, ``label [N]`` in 0..num_classes-1 while training; and ``auxiliary``, a
-#: second view of the visible images, for a system that asks for it.
+#: infrared), ``index [N]`` in the dataset, ``label [N]`` in 0..num_classes-1 while training; ``auxiliary``, a
+#: second view of the visible images, for a system that asks for it; and ``weak``, one of all images, where the option
+#: ``teacher_view`` asks for it.
 Batch = Mapping[str, Tensor]
 
 

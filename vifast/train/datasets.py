@@ -76,6 +76,7 @@ def train_loader(
         size=(options.height, options.width),
         augment=options.augment,
         auxiliary=systems.get(config.system).auxiliary,
+        weak=weak_view(config),
         batch_sampler=sampler,
         on_damage=options.on_damage,
         channels_last=config.channels_last,
@@ -84,6 +85,11 @@ def train_loader(
         cache=image_cache(dataset.train, config) if options.cache != "none" else None,
         seed=config.seed,
     )
+
+
+def weak_view(config: TrainConfig) -> bool:
+    """Whether batches have the images once more, for a teacher with a view of its own."""
+    return getattr(config.options, "teacher_view", "shared") == "weak"
 
 
 def epoch_steps(loader: Loader, config: TrainConfig) -> int:

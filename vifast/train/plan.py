@@ -13,7 +13,7 @@ from vifast.data import Dataset
 from vifast.systems import Batch, System
 from vifast.train.build import build_system
 from vifast.train.config import TrainConfig
-from vifast.train.datasets import epoch_steps, open_dataset, train_loader
+from vifast.train.datasets import epoch_steps, open_dataset, train_loader, weak_view
 from vifast.train.optimizer import STATE_SIZE
 from vifast.train.teacher import untrained_teacher
 
@@ -129,7 +129,8 @@ def _probe_batch(config: TrainConfig, auxiliary: bool) -> Batch:
     rows = torch.arange(PROBE)
     image = torch.randn(PROBE, 3, config.dataset.height, config.dataset.width)
     batch = {"image": image, "label": rows // 2, "modality": 1 - rows % 2}
-    return batch | ({"auxiliary": image[1::2]} if auxiliary else {})
+    views = {"auxiliary": image[1::2]} if auxiliary else {}
+    return batch | views | ({"weak": image} if weak_view(config) else {})
 
 
 def _measured(system: nn.Module, batch: Batch, low: torch.dtype | None) -> tuple[int, int]:

@@ -14,6 +14,7 @@ class DAKDOptions(EmbeddingOptions):
 
     The student starts from ``weights``, or with ``student_init: teacher`` from the teacher's. A ``frozen`` teacher
     stays what it is; an ``ema`` one, of the student's network, follows the student by ``1 - teacher_momentum`` a step.
+    It sees the tensors of the student (``shared``), or ``weak`` ones, the same images cropped and flipped alone.
     ``image_size`` is that of the images; None takes it from elsewhere in a configuration. ``proto_refresh`` makes
     prototypes before the first epoch (``never`` again), or before each. ``bn_batches`` are what batch normalisations of
     the student take their statistics of; these move ``bn_update_repeats`` times a step (2: as in the release, which
@@ -23,6 +24,7 @@ class DAKDOptions(EmbeddingOptions):
     image_size: tuple[int, int] | None = None
     student_init: Literal["imagenet", "teacher"] = "imagenet"
     teacher_mode: Literal["frozen", "ema"] = "frozen"
+    teacher_view: Literal["shared", "weak"] = "shared"
     teacher_momentum: float = 0.999
     proto_refresh: Literal["never", "epoch"] = "never"
     bn_batches: Literal["per_modality", "joint"] = "per_modality"

@@ -95,10 +95,13 @@ class DAKD(System):
             prototypes.copy_(normalize(class_centers(feat, labels, len(prototypes))[0]))
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
+        shared = self.options.teacher_view == "shared"
+        if not shared and "weak" not in batch:
+            raise ValueError("batch: expected weak images for teacher_view=weak, see make_loader(weak=True)")
         order = batch["modality"].argsort(stable=True)  # visible first, whatever the sampler's layout
         images, modality, labels = (batch[name][order] for name in ("image", "modality", "label"))
         with self.watch("teacher"):
-            teacher = self._taught(images, modality)
+            teacher = self._taught(images if shared else batch["weak"][order], modality)
         with self.watch("forward"):
             student = self.network(images)
         # Both are float32, and so is everything that is computed of them.
