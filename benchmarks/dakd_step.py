@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
+from counting import Dispatches
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.functional import conv2d, normalize
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import vifast
@@ -118,16 +118,6 @@ def ways():
     for model in found.values():
         model.to(memory_format=torch.channels_last)
     return found
-
-
-class Dispatches(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
