@@ -14,7 +14,7 @@ from vifast.train.datasets import open_dataset, train_loader
 from vifast.train.record import CONFIG, Run
 from vifast.train.seen import seen
 
-SIZE = ["dataset={height: 128, width: 64, num_ids: 4, num_instances: 1}"]
+SIZE = [f"dataset.{option}" for option in ("height=128", "width=64", "num_ids=4", "num_instances=1")]
 
 
 def run_of(folder, preset, sysu_root, *overrides):
@@ -42,7 +42,7 @@ def test_they_are_the_batches_of_the_first_epochs(tmp_path, sysu_root, preset):
             if same:
                 shown = torch.tensor(row[1 + epoch][0], dtype=torch.float32).permute(2, 0, 1)
                 std, mean = (torch.tensor(value)[:, None, None] for value in (plain.std, plain.mean))
-                assert (shown - (handed[same[0]] * std + mean) * 255).abs().max() < 0.51
+                assert (shown - ((handed[same[0]] * std + mean) * 255).clamp(0, 255)).abs().max() < 0.51
                 found += 1
     assert found > 0
 
@@ -60,14 +60,14 @@ def test_cutswap_is_named_and_leaves_grey(tmp_path, sysu_root):
 
 def test_without_the_dataset_it_is_one_line_and_of_another_version_nothing(tmp_path, sysu_root):
     run, _ = run_of(tmp_path, "agw-sysu", sysu_root)
-    [section] = seen(run, tmp_path / "elsewhere")
+    [section] = seen(run, tmp_path / "else: [where")
     assert "the images are not at hand" in section.text
     (tmp_path / CONFIG).write_text("epochss: 3\n")
     assert seen(run, None) == []
 
 
 def test_partners_are_of_the_pictures(tmp_path, sysu_root):
-    mixed = "dataset.augment={erase: {p: 0}, exchange_visible: {channel: 0}, mixup_cross: {p: 1}}"
+    mixed = "dataset.augment={mixup_cross: {p: 1}}"
     run, _ = run_of(tmp_path, "agw-sysu", sysu_root, mixed)
     [section] = seen(run, None)
     assert "Partners" in section.text

@@ -89,7 +89,8 @@ def shares(name: str, x: Sequence[float], parts: Mapping[str, Sequence[float]], 
     )
     axes.set_ylim(0, 100)
     axes.margins(x=0)
-    figure.legend(loc="outside upper center", ncols=len(parts), frameon=False, labelcolor=_FOREGROUND, handlelength=1)
+    columns = len(parts) if len(parts) <= 5 else -(-len(parts) // 2)  # as many as are as wide as the figure
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False, labelcolor=_FOREGROUND, handlelength=1)
     return _svg(figure, name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ _TITLE = "Training images"
 def seen(run: Run, data: Path | None) -> list[Section]:
     """Images of some people in both modalities, each as it is and as the run's first epochs drew it."""
     try:
-        overrides = ["dataset.decode=false"] + ([] if data is None else [f"data={data}"])
+        overrides = ["dataset.decode=false"] + ([] if data is None else [f"data={json.dumps(str(data))}"])
         config = load_config(run.folder / CONFIG, overrides)
         dataset = open_dataset(config)
         rows = _rows(dataset.train)
