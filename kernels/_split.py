@@ -15,12 +15,21 @@ ANCHORS, COLUMNS = 16, 128  # of a program: 128 programs for 128 rows of 2048
 
 
 @triton.jit
-def mean_free_rows(x_ptr, row, k, n, n_cols):
-    """Rows less the mean of their finite entries, 0 beyond n and n_cols; and the mean."""
+def length(norm, LEAST: tl.constexpr):
+    return tl.where(norm < LEAST, LEAST, norm)  # a NaN stays
+
+
+@triton.jit
+def mean_free_rows(x_ptr, row, k, n, n_cols, norm_ptr=None, LEAST: tl.constexpr = 0.0, CENTER: tl.constexpr = True):
+    """Rows, or unit rows, less the mean of their finite entries, 0 beyond n and n_cols; and the mean, if any."""
     mask = (row[:, None] < n) & (k[None, :] < n_cols)
     x = tl.load(x_ptr + row[:, None] * n_cols + k[None, :], mask=mask, other=0.0).to(tl.float32)
-    count = tl.sum((mask & (finite(x) == x)).to(tl.float32), 0)
-    mean = finite(tl.sum(finite(x), 0) / tl.maximum(count, 1.0))
+    if norm_ptr is not None:
+        x *= (1.0 / length(tl.load(norm_ptr + row, mask=row < n, other=1.0), LEAST))[:, None]
+    mean = tl.zeros((k.shape[0],), tl.float32)
+    if CENTER:
+        count = tl.sum((mask & (finite(x) == x)).to(tl.float32), 0)
+        mean = finite(tl.sum(finite(x), 0) / tl.maximum(count, 1.0))
     return tl.where(mask, x - mean[None, :], 0.0), mean
 
 
@@ -35,9 +44,11 @@ def _part(parts_ptr, chunk, ANCHORS: tl.constexpr, PARTNERS: tl.constexpr):
 @triton.jit
 def store_products(
     x_ptr, y_ptr, parts_ptr, anchor, partner, n, m, n_cols,
-    PRECISION: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr, CENTER: tl.constexpr = True,
 ):  # fmt: skip
     """Products and squares of x[anchor] and y[partner] over this program's columns, all less the partners' mean.
+
+    Rows that ``sum_products`` divides by their norms stay as they are: the mean of unit rows is not known yet.
 
     Partners lie along the rows of the product, where there are warps for all of them.
     """
@@ -46,7 +57,7 @@ def store_products(
     sq_y = tl.zeros((partner.shape[0],), tl.float32)
     for start in range(0, COLUMNS, BLOCK_K):
         k = tl.program_id(1) * COLUMNS + start + tl.arange(0, BLOCK_K)
-        y, mean = mean_free_rows(y_ptr, partner, k, m, n_cols)
+        y, mean = mean_free_rows(y_ptr, partner, k, m, n_cols, None, 0.0, CENTER)
         mask = (anchor[:, None] < n) & (k[None, :] < n_cols)
         x = tl.load(x_ptr + anchor[:, None] * n_cols + k[None, :], mask=mask, other=0.0).to(tl.float32)
         x = tl.where(mask, x - mean[None, :], 0.0)
@@ -62,9 +73,13 @@ def store_products(
 
 @triton.jit
 def sum_products(
-    x_ptr, y_ptr, parts_ptr, anchor, partner, n, m, n_cols, CLOSE: tl.constexpr, SAME: tl.constexpr
+    x_ptr, y_ptr, parts_ptr, anchor, partner, n, m, n_cols, CLOSE: tl.constexpr, SAME: tl.constexpr,
+    norm_ptr=None, LEAST: tl.constexpr = 0.0,
 ):  # fmt: skip
-    """Squared distances [len(anchor), len(partner)] from what the programs of these anchors stored."""
+    """Squared distances [len(anchor), len(partner)] from what the programs of these anchors stored.
+
+    With norm_ptr those of unit rows, and the norms of the anchors are stored there.
+    """
     dot = tl.zeros((anchor.shape[0], partner.shape[0]), tl.float32)
     sq_x = tl.zeros((anchor.shape[0],), tl.float32)
     sq_y = tl.zeros((partner.shape[0],), tl.float32)
@@ -74,18 +89,51 @@ def sum_products(
         dot += tl.load(products + i[:, None] * partner.shape[0] + partner[None, :])
         sq_x += tl.load(squares_x + i)
         sq_y += tl.load(squares_y + partner)
-    return sqdist_of_products(dot, sq_x, sq_y, x_ptr, y_ptr, anchor, partner, n, m, n_cols, CLOSE, SAME)
+    if norm_ptr is None:
+        return sqdist_of_products(dot, sq_x, sq_y, x_ptr, y_ptr, anchor, partner, n, m, n_cols, CLOSE, SAME)
+    else:
+        norm = tl.sqrt_rn(sq_x)
+        tl.store(norm_ptr + anchor, norm, mask=anchor < n)
+        to_x = 1.0 / length(norm, LEAST)
+        to_y = 1.0 / length(tl.sqrt_rn(sq_y), LEAST)
+        dot *= to_x[:, None] * to_y[None, :]  # first the two: a graph has the same bits both ways
+        sq_x = sq_x * to_x * to_x
+        sq_y = sq_y * to_y * to_y
+        return sqdist_of_products(dot, sq_x, sq_y, x_ptr, y_ptr, anchor, partner, n, m, n_cols, CLOSE, SAME, to_x, to_y)
 
 
 @triton.jit
-def pull_rows(s, x_ptr, out_ptr, row, partner, k, n, n_cols, PRECISION: tl.constexpr):
-    """Columns k of out_i = sum_j s_ij (x_i - x_j), s [len(row), len(partner)]. They lie along the product's rows."""
-    x, mean = mean_free_rows(x_ptr, partner, k, n, n_cols)
+def _unit_square(norm, LEAST: tl.constexpr):
+    share = norm / length(norm, LEAST)  # 1, but for a row too short to be divided
+    return share * share
+
+
+@triton.jit
+def pull_rows(
+    s, x_ptr, out_ptr, row, partner, k, n, n_cols, PRECISION: tl.constexpr,
+    norm_ptr=None, sq=None, LEAST: tl.constexpr = 0.0,
+):  # fmt: skip
+    """Columns k of out_i = sum_j s_ij (x_i - x_j), s [len(row), len(partner)]. They lie along the product's rows.
+
+    With norm_ptr x are unit rows, and out is the gradient of the rows behind them: of dU_i = sum_j s_ij (u_i - u_j) the
+    part along u_i, sum_j s_ij (|u_i|^2 - <u_i, u_j>), follows from the squared distances sq.
+    """
+    x, mean = mean_free_rows(x_ptr, partner, k, n, n_cols, norm_ptr, LEAST)
     pulled = tl.dot(tl.trans(x), tl.trans(s), input_precision=PRECISION)
     mask = (k[:, None] < n_cols) & (row[None, :] < n)
     at = row[None, :] * n_cols + k[:, None]
-    own = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) - mean[:, None]
-    tl.store(out_ptr + at, tl.sum(s, 1)[None, :] * own - pulled, mask=mask)
+    own = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if norm_ptr is None:
+        tl.store(out_ptr + at, tl.sum(s, 1)[None, :] * (own - mean[:, None]) - pulled, mask=mask)
+    else:
+        norm = tl.load(norm_ptr + row, mask=row < n, other=1.0)
+        other = tl.load(norm_ptr + partner, mask=partner < n, other=1.0)
+        twice = sq + (_unit_square(norm, LEAST)[:, None] - _unit_square(other, LEAST)[None, :])
+        along = 0.5 * tl.sum(s * twice, 1)
+        per = 1.0 / length(norm, LEAST)
+        own *= per[None, :]
+        step = tl.sum(s, 1)[None, :] * (own - mean[:, None]) - pulled - along[None, :] * own
+        tl.store(out_ptr + at, step * per[None, :], mask=mask)
 
 
 def split_launch(x: Tensor, y: Tensor, precision: str) -> tuple[tuple[int, int], Tensor, dict]:

@@ -89,9 +89,10 @@ def sqdist_tile(
 
 @triton.jit
 def sqdist_of_products(
-    dot, sq_x, sq_y, x_ptr, y_ptr, row, col, n, m, n_cols, CLOSE: tl.constexpr, SAME: tl.constexpr
+    dot, sq_x, sq_y, x_ptr, y_ptr, row, col, n, m, n_cols, CLOSE: tl.constexpr, SAME: tl.constexpr,
+    to_x=None, to_y=None,
 ):  # fmt: skip
-    """``sqdist_tile`` from the products and the squares of mean-free rows."""
+    """``sqdist_tile`` from the products and the squares of mean-free rows, or of rows times to_x and to_y."""
     both = sq_x[:, None] + sq_y[None, :]
     sq = both - 2.0 * dot
     valid = (row[:, None] < n) & (col[None, :] < m)
@@ -105,6 +106,9 @@ def sqdist_of_products(
         for k in range(0, n_cols):
             x_k = tl.load(x_ptr + row * n_cols + k, mask=row < n, other=0.0).to(tl.float32)
             y_k = tl.load(y_ptr + col * n_cols + k, mask=col < m, other=0.0).to(tl.float32)
+            if to_x is not None:
+                x_k *= to_x
+                y_k *= to_y
             diff = x_k[:, None] - y_k[None, :]
             direct += diff * diff
         sq = tl.where(close, direct, sq)

@@ -113,6 +113,32 @@ LAUNCHES = {
             (_floats(n), _floats(n, 700).bfloat16(), (-5.0, 0.0, True, False, "fast"), "none", False),
         )
     ],
+    "relation_alignment": [
+        call
+        for n in (128, 64, 32, 16)
+        for call in (
+            (*2 * (_floats(n, WIDTH),), None, 0.1, "exact"),
+            (*2 * (_floats(n, 700).bfloat16(),), _indices(n).bool(), 0.1, "fast"),
+        )
+    ],
+    "relation_alignment_backward": [
+        (
+            _floats(),
+            _doubles(6, n),
+            *2 * (_floats(n, n),),
+            *2 * (_floats(0, 0),),
+            _floats(n),
+            *2 * (rows,),
+            keep,
+            0.1,
+            how,
+        )
+        for n in (128, 64, 32, 16)
+        for rows, keep, how in (
+            (_floats(n, WIDTH), None, "exact"),
+            (_floats(n, 700).bfloat16(), _indices(n).bool(), "fast"),
+        )
+    ],
     "prototype_alignment": [
         (_SELF[0], _SELF[0], _floats(100, WIDTH), 0.1, 10.0, True),
         (_HALF[0], _HALF[0], _floats(100, WIDTH).bfloat16(), 0.1, 10.0, True),

@@ -2,8 +2,7 @@ from torch import Tensor
 
 from vifast import _checks
 from vifast.functional._common import PRECISIONS
-from vifast.kernels.graph_alignment import graph_alignment
-from vifast.kernels.unit_rows import unit_rows
+from vifast.kernels.relation_alignment import relation_alignment as _relation_alignment
 
 
 def relation_alignment(
@@ -22,7 +21,8 @@ def relation_alignment(
         student: [N, D].
         teacher: [N, E], same dtype and device; no gradient flows into it.
         temperature: above 0.
-        keep: [N] weights (bool or numbers) that multiply the rows; the mean still divides by N. Default: all 1.
+        keep: [N] weights (bool or numbers) that multiply the rows; the mean still divides by N. Constant. Default: all
+            1.
         precision: see :func:`pairwise_distance`.
 
     Returns:
@@ -48,10 +48,4 @@ def relation_alignment(
     _checks.one_of("precision", precision, PRECISIONS)
     if keep is not None:
         _checks.weights("keep", keep, "student", student)
-    # cos = 1 - ||u - v||^2 / 2 between unit rows, and a softmax does not see the 1.
-    scale = -0.5 / temperature
-    rows, options = (unit_rows(student), unit_rows(teacher.detach())), (scale, 0.0, False, False, precision)
-    if keep is None:
-        return graph_alignment(*rows, *options, "mean", temperature**2)[0]
-    loss, *_ = graph_alignment(*rows, *options, "none", temperature**2)
-    return (loss * keep.to(loss.dtype)).sum() / max(len(loss), 1)
+    return _relation_alignment(student, teacher.detach(), keep, float(temperature), precision)[0]
