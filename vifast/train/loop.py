@@ -163,7 +163,7 @@ class Trainer:
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
             images = sum(len(batch["image"]) for batch in batches) * self.accelerator.num_processes
             parts["lr_factor"] = torch.tensor(factor)
-            pending = (self.step, epoch, parts, images / seconds, details)
+            pending = (self.step, epoch, parts, images / seconds, self._watch.shares(), details)
             if self.done < steps and (stop or (config.checkpoint_every and self.done % config.checkpoint_every == 0)):
                 self._record(pending, log)
                 pending = None
@@ -216,12 +216,12 @@ class Trainer:
     def _record(self, pending: tuple | None, log: RunLog) -> None:
         if pending is None:
             return
-        step, epoch, parts, speed, details = pending
+        step, epoch, parts, speed, shares, details = pending
         values = torch.stack([value.to(parts["loss"].device) for value in parts.values()]).tolist()
         scalars = dict(zip(parts, values, strict=True))
         if not math.isfinite(scalars["loss"]):
             raise RunError(f"step {step}: the loss is {scalars['loss']}; try a lower optimizer.lr")
-        log.train(step, scalars, speed=speed, epoch=epoch, shares=self._watch.shares())
+        log.train(step, scalars, speed=speed, epoch=epoch, shares=shares)
         log.details(step, details, epoch=epoch)
 
     def _score_if_due(self, log: RunLog) -> None:
