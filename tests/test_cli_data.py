@@ -77,7 +77,7 @@ def test_wrong_input_is_one_line_and_status_2(vifast, llcm_root, tmp_path, monke
         (("check", tmp_path), f"{tmp_path}: expected the folder of a dataset"),
         (
             ("show", llcm_root, "--augment", "dak"),
-            "preset: expected one of agw, caj, idkl, dakd, dakd-regdb, ckda, got 'dak'",
+            "preset: expected one of agw, caj, idkl, mce, dakd, dakd-regdb, ckda, got 'dak'",
         ),
         (("show", llcm_root, "--split", "val"), "split: expected one of train, test, got 'val'"),
     ):

@@ -190,9 +190,8 @@ def test_two_processes_train_and_score_together(configured, tmp_path):
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "config.yaml"), str(tmp_path / "run")]
     ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-    runs = [
-        subprocess.Popen(command, env=os.environ | meet | rank, stderr=subprocess.PIPE, text=True) for rank in ranks
-    ]
+    how = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen(command, env=os.environ | meet | rank, **how) for rank in ranks]
     for process in runs:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors

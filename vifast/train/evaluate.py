@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def extract(
         loader = loader.share(dist.get_rank(), ranks)
     system.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _as_written(system):
             parts = [embed(batch).float().cpu() for batch in steps(loader, name)]
     finally:
         system.train(training)
@@ -114,6 +115,12 @@ def extract(
     (everyone,) = all_rows(padded.to(next(system.parameters()).device))
     in_turn = everyone.unflatten(0, (ranks, -1)).transpose(0, 1)
     return in_turn.flatten(0, 2)[: sum(sizes)].cpu()
+
+
+def _as_written(system: System) -> AbstractContextManager:
+    """What is compiled is so for the one shape of batches in training; others would be compiled anew."""
+    compiled = any(module._compiled_call_impl is not None for module in system.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 class TrainedImages:

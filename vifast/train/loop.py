@@ -92,7 +92,7 @@ class Trainer:
         checkpoint.require_space(self.out, _checkpoint_bytes(system, config))
         if config.compile:
             for module in system.backbones():
-                module.compile()
+                module.compile(dynamic=False)
         optimizer = build_optimizer(system, config.optimizer)
         # Not prepared: the sampler gives every process its part of the batch, which Accelerate would divide again.
         ranks = {"rank": self.accelerator.process_index, "world_size": self.accelerator.num_processes}
