@@ -64,6 +64,11 @@ README = {
         "classifiers' products); {dakd_loss 32x395x2048 floor} × the class products",
         "{dakd_loss 32x395x2048 eager} × faster (DAKD, 32 + 32 rows)",
     ),
+    "`MCEObjective`, `memory_update_`": (
+        "{mce_objective 32x2048x395 floor} × its products; {memory_update 32x395x2048 floor} × the bytes of the rows "
+        "(3 × 32 × 2048)",
+        "{mce_objective 32x2048x395 eager} × faster; {memory_update 32x395x2048 eager} × than a loop over classes",
+    ),
     "`search`": (
         "{10000x100000x512x10 floor} × the float32 product (10,000 × 100,000 × 512, k = 10; "
         "{10000x100000x512x100 floor} × at 100)",
@@ -154,6 +159,16 @@ KERNELS = {
     ),
     "graph_alignment": (
         "graph_alignment",
+        "{60x2048 floor}, {120x2048 floor} and {2048x2048 floor} of the platform's products (60, 120, 2048 rows of "
+        "2048, both ways, 2 cores of an AMD EPYC).",
+    ),
+    "memory_update": (
+        "memory_update",
+        "{32x395x2048 floor} and {128x395x2048 floor} of reading and writing the rows once (3 streams of 32 and 128 "
+        "rows of 2048, 395 classes, 2 cores of an AMD EPYC).",
+    ),
+    "relation_alignment": (
+        "relation_alignment",
         "{60x2048 floor}, {120x2048 floor} and {2048x2048 floor} of the platform's products (60, 120, 2048 rows of "
         "2048, both ways, 2 cores of an AMD EPYC).",
     ),

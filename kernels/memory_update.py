@@ -14,6 +14,8 @@ Exact    products are summed in float64, so that paths agree on the least simila
 Gradient none: memories are no function of the weights.
 Memory   a row a thread. On a GPU nothing: u is written before it is scaled.
 Floor    S*N*D*4 bytes read twice, once for each kind of row; (S + 1)*P*D*4 read and written for P classes.
+Measured 7.7 and 3.1 of reading and writing the rows once (3 streams of 32 and 128 rows of 2048, 395 classes, 2 cores of
+         an AMD EPYC).
 Source   spec dakd 3 (memory update), H7.
 """
 
