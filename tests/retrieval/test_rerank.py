@@ -227,8 +227,8 @@ def test_inputs_are_not_written_to():
     rerank_distance(dist, num_query=20)
     rerank_distance(*parts)
     rerank_distance(*parts, topk=3)
-    for now, then in zip((query, gallery, dist, *parts), before, strict=True):
-        assert torch.equal(now, then)
+    for after, first in zip((query, gallery, dist, *parts), before, strict=True):
+        assert torch.equal(after, first)
 
 
 @pytest.mark.parametrize("precision", ["float32", "reference"])

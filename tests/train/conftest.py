@@ -1,7 +1,12 @@
+import sys
+from pathlib import Path
+
 import pytest
 from accelerate.state import AcceleratorState
 
 from vifast.data import synthetic
+
+sys.path.insert(0, str(Path(__file__).parent))  # same_runs.py; importlib mode adds no folder
 
 
 @pytest.fixture(scope="session")

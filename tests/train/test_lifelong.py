@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from same_runs import trajectory
 
 from vifast.data import synthetic
 from vifast.train import checkpoint, lifelong
@@ -21,7 +22,6 @@ from vifast.train.config import ConfigError
 from vifast.train.evaluate import evaluate_run
 from vifast.train.lifelong import Lifelong, extract_any, joint
 from vifast.train.lifelong_config import dump_lifelong, load_lifelong
-from vifast.train.log import read_metrics
 from vifast.train.loop import RunError, Trainer
 
 TINY = [
@@ -52,13 +52,7 @@ def weights(folder):
     return {path.name: load_file(path) for path in sorted((folder / checkpoint.FINAL).iterdir())}
 
 
-def trajectory(out):
-    records = read_metrics(out)
-    timed = ("images_per_second", "share_")
-    return [{k: v for k, v in record.items() if not k.startswith(timed)} for record in records]
-
-
-def same_run(out, whole):
+def same_stages(out, whole):
     assert json.loads((out / "matrix.json").read_text()) == json.loads((whole / "matrix.json").read_text())
     for stage in sorted(whole.glob("[0-9]-*")):
         mine = out / stage.name
@@ -153,7 +147,7 @@ def test_cut_short_it_goes_on_to_the_same_bits(point, configured, whole, tmp_pat
     monkeypatch.undo()
     torch.manual_seed(12345)  # whatever the new process's generator holds must not matter
     run(config, out, resume=True).fit()
-    same_run(out, whole)
+    same_stages(out, whole)
 
 
 PROGRAM = """
@@ -178,7 +172,7 @@ def test_killed_by_the_system_at_random_moments(configured, whole, tmp_path):
         kills += process.wait() == -signal.SIGKILL
     assert subprocess.run(command, cwd=tmp_path, check=True).returncode == 0
     assert kills >= 3
-    same_run(tmp_path / "run", whole)
+    same_stages(tmp_path / "run", whole)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import load_file
+from same_runs import same_run, trajectory
 
 from vifast.data import synthetic
 from vifast.train import checkpoint
@@ -29,21 +30,6 @@ IDKL = [  # dropout draws random numbers in every step
 @pytest.fixture(params=[0, 1, 2], ids="checkpoint_every={}".format)
 def config(request, tiny_overrides):
     return load_config("idkl-sysu", [*tiny_overrides, *IDKL, f"checkpoint_every={request.param}"])
-
-
-def trajectory(out):
-    """Everything recorded but the time, which no seed decides."""
-    records = read_metrics(out)
-    for record in records:
-        for key in [key for key in record if key == "images_per_second" or key.startswith("share_")]:
-            del record[key]
-    return records
-
-
-def same_run(out, whole):
-    assert trajectory(out) == trajectory(whole)
-    one, other = (load_file(checkpoint.find_weights(run)) for run in (out, whole))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.fixture

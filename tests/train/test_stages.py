@@ -8,12 +8,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from same_runs import same_run, trajectory
 
 from vifast.report import render
 from vifast.train import checkpoint, stages
 from vifast.train.config import ConfigError, load_config
 from vifast.train.evaluate import evaluate_run
-from vifast.train.log import RunLog, read_metrics
+from vifast.train.log import RunLog
 from vifast.train.loop import RunError, Stopped
 from vifast.train.plan import plan_run
 from vifast.train.record import read_run
@@ -50,19 +51,9 @@ def whole(shared, config):
     return shared / "whole"
 
 
-def trajectory(out):
-    records = read_metrics(out)
-    for record in records:
-        for key in [key for key in record if key == "images_per_second" or key.startswith("share_")]:
-            del record[key]
-    return records
-
-
-def same_run(out, whole):
+def same_stages(out, whole):
     for run, other in ((out / "teacher", whole / "teacher"), (out, whole)):
-        assert trajectory(run) == trajectory(other)
-        one, two = (load_file(checkpoint.find_weights(folder)) for folder in (run, other))
-        assert all(torch.equal(value, two[name]) for name, value in one.items())
+        same_run(run, other)
         assert (run / "results.json").read_text() == (other / "results.json").read_text()
 
 
@@ -90,7 +81,7 @@ def test_killed_in_either_stage_it_goes_on_to_the_same_bits(whole, config, tmp_p
     with pytest.raises(RunError, match="already holds a run; add --resume"):
         stages.train(config, tmp_path / "run", quiet=True)
     stages.train(config, tmp_path / "run", resume=True, quiet=True)
-    same_run(tmp_path / "run", whole)
+    same_stages(tmp_path / "run", whole)
 
 
 def test_killed_between_the_stages(whole, config, tmp_path, monkeypatch):
@@ -106,7 +97,7 @@ def test_killed_between_the_stages(whole, config, tmp_path, monkeypatch):
             stages.train(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "config.yaml").exists()
     stages.train(config, tmp_path / "run", resume=True, quiet=True)
-    same_run(tmp_path / "run", whole)
+    same_stages(tmp_path / "run", whole)
 
 
 def test_asked_to_stop_it_says_which_stage(config, tmp_path, monkeypatch):
