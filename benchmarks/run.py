@@ -18,7 +18,7 @@ from cases import CASES, smoke_size
 
 from vifast import functional
 from vifast.bench.machine import environment
-from vifast.bench.measure import interleaved, peak_mib, quantile
+from vifast.bench.measure import interleaved, peak_mib, prepare, quantile
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -54,15 +54,44 @@ def check_losses(device):
             torch.testing.assert_close(ours, oracle, rtol=1e-4, atol=1e-6)
 
 
+def able(providers):
+    """Those that run on this card: a rival may want more memory than it has, or be what it cannot compile."""
+    found = {}
+    for name, run in providers.items():
+        try:
+            prepare(run)
+            run()
+        except RuntimeError as error:
+            if name in ("floor", "vifast") or not torch.cuda.is_available():
+                raise
+            print(f"{name}: left out, {type(error).__name__}: {str(error).strip().splitlines()[0]}", flush=True)
+        else:
+            found[name] = run
+    return found
+
+
+def launches(run):
+    """Kernels and copies that a warm call puts on the card; None if the profiler may not see them."""
+    prepare(run)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        run()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in trace.events()) or None
+
+
 def run_case(case, size, smoke, device):
-    slow = set()
+    left_out = set()
     for number, (part, every) in enumerate(case.passes(*size, device=device).items()):
-        providers = {name: run for name, run in every.items() if name not in slow}
+        providers = {name: run for name, run in every.items() if name not in left_out}
+        if number == 0:
+            providers = able(providers)
+            left_out = set(every) - set(providers)
         rounds, seconds = (41, case.seconds) if number == 0 else (15, case.seconds / 3)
         rounds = 2 if smoke else rounds
-        times = interleaved(providers, rounds, seconds, warm=number > 0, settle=case.settle)
+        times = interleaved(providers, rounds, seconds, warm=True, settle=case.settle)
         # A rival that takes longer than that is not timed by part.
-        slow |= {name for name in set(times) - {"floor", "vifast"} if quantile(times[name], 0.5) > case.seconds / 3}
+        left_out |= {name for name in set(times) - {"floor", "vifast"} if quantile(times[name], 0.5) > case.seconds / 3}
         medians = {name: quantile(values, 0.5) for name, values in times.items()}
         for name, values in times.items():
             median = medians[name]
@@ -78,7 +107,7 @@ def run_case(case, size, smoke, device):
                 "to_floor": median / medians["floor"] if "floor" in medians else None,  # a part may have none
                 "to_vifast": median / medians["vifast"],
                 "peak_mib": None if name == "floor" or smoke else peak_mib(providers[name]),
-            }
+            } | ({"launches": launches(providers[name])} if device == "cuda" else {})
 
 
 def main():
@@ -93,7 +122,7 @@ def main():
     where = provenance(device)
     slug = re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
     out = args.out or RESULTS / f"{slug}.jsonl"
-    cases = [(case, size) for case in CASES for size in case.sizes if case.gpu or device == "cpu"]
+    cases = [(case, size) for case in CASES for size in case.sizes_on(device)]
     chosen = [(c, size) for c, size in cases if not args.only or {c.op, f"{c.op}:{shown(size)}"} & set(args.only)]
     if not chosen:
         known = ", ".join(dict.fromkeys(case.op for case, _ in cases))

@@ -17,8 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PARAMETERS = [
     pytest.param(case, size if FULL else smoke_size(size), id=f"{case.op}-{'x'.join(map(str, size))}")
     for case in CASES
-    for size in case.sizes
-    if case.gpu or DEVICE == "cpu"
+    for size in case.sizes_on(DEVICE)
 ]
 
 

@@ -1,7 +1,13 @@
 """What the tables are made of: the record, and the sentences with its numbers."""
 
+import json
+import sys
+
 import pytest
+import run
+import slower
 import table
+import torch
 
 
 def rows(op, size, **passes):
@@ -74,3 +80,41 @@ def test_parts_of_a_step_are_shares_of_it(monkeypatch):
         "| **step** | 100 | 100 | 1.3 |",
         "| step of the trunk alone | 90 | 90 |  |",
     ]
+
+
+def test_what_became_slower_is_said(tmp_path, monkeypatch, capsys):
+    def write(name, **medians):
+        row = {"device": "Card", "threads": 2, "size": [64, 8], "pass": "both"}
+        lines = [row | {"provider": "vifast", "op": op, "ms_p50": ms} for op, ms in medians.items()]
+        lines.append(row | {"provider": "eager", "op": "fast", "ms_p50": 99.0 if name == "after" else 1.0})
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return str(tmp_path / name)
+
+    before = write("before", fast=1.0, worse=2.0, gone=1.0, worst=1.0)
+    after = write("after", fast=1.04, worse=2.2, new=9.0, worst=3.0)
+    for files, status, words in (
+        ((before, after), 1, ["worst", "worse", "2 of 3"]),
+        ((after, before), 0, ["0 of 3"]),
+        ((before, write("other", new=1.0)), 2, []),
+    ):
+        monkeypatch.setattr(sys, "argv", ["slower.py", *files])
+        with pytest.raises(SystemExit) as stopped:
+            slower.main()
+        assert (stopped.value.code or 0) == status
+        out, err = capsys.readouterr()
+        assert [line[: len(word)] for line, word in zip(out.splitlines(), words, strict=True)] == words
+        assert bool(err) == (status == 2)
+
+
+def test_a_rival_that_a_card_cannot_run_is_left_out(monkeypatch, capsys):
+    def too_large():
+        raise torch.OutOfMemoryError("17 GiB\nof 139")
+
+    providers = {"floor": int, "vifast": int, "eager": too_large}
+    with pytest.raises(torch.OutOfMemoryError):
+        run.able(providers)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert list(run.able(providers)) == ["floor", "vifast"]
+    assert capsys.readouterr().out == "eager: left out, OutOfMemoryError: 17 GiB\n"
+    with pytest.raises(torch.OutOfMemoryError):
+        run.able(providers | {"vifast": too_large})

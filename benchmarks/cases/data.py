@@ -131,6 +131,6 @@ def _decoded_by_dali(paths, threads):
 
 
 CASES = (
-    Case("image_cache", ((64, 288, 144), (64, 384, 144)), _image_cache, gpu=False),
-    Case("load_images", ((512, 256, 128), (512, 384, 144)), _load_images, gpu=False),
+    Case("image_cache", ((64, 288, 144), (64, 384, 144)), _image_cache, gpu=()),
+    Case("load_images", ((512, 256, 128), (512, 384, 144)), _load_images, gpu=()),
 )

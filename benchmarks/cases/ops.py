@@ -15,8 +15,9 @@ def _usual(eager, **more):
     """Rivals with the arguments of the op: the usual eager code, compiled too."""
 
     def rivals_of(*args):
-        compiled = torch.compile(eager)
-        called = {"eager": eager, "compile": compiled} | more
+        called = {"eager": eager, "compile": torch.compile(eager)} | more
+        if args[0].is_cuda:
+            called["max_autotune"] = torch.compile(eager, mode="max-autotune")
         return {name: lambda rival=rival: rival(*args) for name, rival in called.items()}
 
     return rivals_of
@@ -76,6 +77,11 @@ RIVALS = {
     "augment_bfloat16": partial(_augment, dtype=torch.bfloat16),
     "blur_jitter": _blur_jitter,
 }
+# On a card: the published batches, and those at which matrices of pairs no longer fit.
+ON_A_CARD = dict.fromkeys(
+    ("triplet_loss", "weighted_triplet_loss", "graph_alignment"),
+    tuple((n, 2048) for n in (64, 128, 512, 8192, 65536)),
+)
 NOT_DEFINED = {"pairwise_distance", "blur_jitter"}  # the eager code is the definition
 
 
@@ -85,7 +91,7 @@ def _against(op, case, sizes=None, **options):
         definition = {} if op in NOT_DEFINED else {"definition": work.definition()}
         return work.passes(definition | RIVALS.get(op, lambda *_: {})(*work.args))
 
-    return Case(op, sizes or case.sizes, build, settle=case.settle)
+    return Case(op, sizes or case.sizes, build, gpu=ON_A_CARD.get(op), settle=case.settle)
 
 
 def _alone(*size, device="cpu"):
