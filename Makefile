@@ -2,7 +2,8 @@
 #   make demo     train and evaluate on synthetic people, ends with the path of an HTML report
 #   make test     lint, tests, doctests, and the Triton kernels in the interpreter
 #   make bench    time everything against its rivals
-#   make gpu      build for the card of this machine, test and time on it (takes the Python that is there, no network)
+#   make gpu      build for the card of this machine, test and time on it (takes the Python that is there, no network);
+#                 STEPS="build tests" those alone, see .ci/gpu
 #   make lint | format | wheel | sanitize | triton-compat | clean
 
 PYTHON  ?= python3
@@ -72,7 +73,7 @@ $(OLD_TRITON): | $(READY)
 	@$(PIP) install --no-deps --target $@ triton==3.6.0 'numpy<2.4'  # its interpreter predates NumPy 2.4
 
 gpu:
-	@.ci/gpu
+	@.ci/gpu $(STEPS)
 
 clean:
 	rm -rf build dist $(DEMO) $(READY) *.egg-info kernels/*.so .pytest_cache .ruff_cache .hypothesis .benchmarks
