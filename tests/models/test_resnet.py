@@ -65,6 +65,15 @@ def test_stem_then_trunk_equals_whole():
     assert [number for number, _ in trunk.stages()] == [1, 2, 3, 4]
 
 
+def test_maps_are_those_of_the_stages_with_what_follows_them():
+    trunk = create("resnet_tiny", depths=(2, 1, 1, 1))
+    after, maps = torch.nn.ModuleDict({"2_0": torch.nn.Hardtanh(0, 0.25)}), []
+    out = trunk(torch.randn(2, 3, 64, 32), after, maps=maps)
+    assert [x.shape[1:] for x in maps] == [(16, 16, 8), (32, 8, 4), (64, 4, 2), (128, 4, 2)]
+    assert maps[1].max() == 0.25
+    assert maps[3] is out
+
+
 def test_last_stride_two_halves_the_map():
     with torch.device("meta"):
         assert create("resnet18", last_stride=2)(torch.empty(1, 3, 64, 32)).shape == (1, 512, 2, 1)

@@ -16,6 +16,7 @@ OPTIONS = {
     "agw": {**TINY, "non_local": (0, 0, 0, 0)},
     "ckda": {"backbone": "vit_tiny_demo", "image_size": (32, 16)} | dict.fromkeys(DROPS, 0.0),
     "dakd": {**TINY, "non_local": (0, 0, 1, 0)},
+    "dakd exits": {**TINY, "non_local": (0, 0, 1, 0), "teacher_mode": "exits"},
     "idkl": {**TINY, "reduction": 4, "dropout": 0.0},
     "mce": {**TINY, "non_local": (0, 0, 1, 0)},
 }
@@ -24,9 +25,9 @@ ROWS, IDENTITIES = 16, 4
 
 def system(name):
     torch.manual_seed(0)
-    kind = systems.get(name)
+    kind = systems.get(name.partition(" ")[0])
     result = kind.build(kind.Options(**OPTIONS[name]), num_classes=IDENTITIES).double()
-    if kind.needs_teacher:
+    if result.needs_teacher:
         result.learn_from(kind.build(kind.Options(**OPTIONS[name]), num_classes=IDENTITIES).double())
         for prototypes in (result.prototypes_v, result.prototypes_i):
             torch.nn.init.normal_(prototypes)

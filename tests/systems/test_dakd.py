@@ -292,6 +292,17 @@ def test_what_the_sums_hide_is_observed():
     assert not any(value.requires_grad for value in found.values())
 
 
+def test_temperatures_may_follow_the_step():
+    """dakd 5.4: of the built system, which knows the step from the loop."""
+    dakd, seen = student(), []
+    dakd.objective.temperature_fn = lambda step: seen.append(step) or [t + step for t in dakd.objective.temperatures]
+    for step in (0, 3):
+        dakd.step = step
+        expected = student(temperatures=[t + step for t in (2, 3, 4, 5, 6)])(batch())
+        assert_close(copy.deepcopy(dakd)(batch()), expected, rtol=0, atol=0)
+    assert seen == [0, 3]
+
+
 @pytest.mark.parametrize("variant", ["intended", "release"])
 def test_twenty_steps_by_the_ops_are_those_by_the_definitions(variant):
     losses = []

@@ -186,6 +186,38 @@ def test_other_teachers_are_resumed_too(overrides, whole, tmp_path, monkeypatch,
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+def test_temperatures_may_follow_the_step(overrides, whole, tmp_path, monkeypatch):
+    """Counted from 0, and on where a run is resumed."""
+    config = load_config("dakd-sysu", [*overrides, "checkpoint_every=1", "epochs=2", f"teacher={whole / 'teacher'}"])
+    killed_at(monkeypatch, 3, config, tmp_path / "run")
+    trainer, seen = stages.Trainer(config, tmp_path / "run", resume=True, quiet=True), []
+    trainer.system.objective.temperature_fn = lambda step: seen.append(step) or trainer.system.objective.temperatures
+    trainer.fit()
+    assert seen == [2, 3]
+    assert trajectory(tmp_path / "run") == trajectory(whole)
+
+
+def test_exits_are_trained_in_one_stage_and_resumed(overrides, tmp_path, monkeypatch):
+    changes = ["options.teacher_mode=exits", "teacher_config=null", "checkpoint_every=1", "epochs=2"]
+    config = load_config("dakd-sysu", [*overrides, *changes])
+    assert [name for name, *_ in stages.stages(config, tmp_path)] == ["training"]
+    stages.train(config, tmp_path / "whole", quiet=True)
+    killed_at(monkeypatch, 3, config, tmp_path / "run")
+    torch.manual_seed(12345)
+    stages.train(config, tmp_path / "run", resume=True, quiet=True)
+    same_run(tmp_path / "run", tmp_path / "whole")
+    assert not (tmp_path / "run" / "teacher").exists()
+    run = read_run(tmp_path / "run")
+    assert run.parts() == ["ce", "exit_1", "exit_2", "exit_3"]
+    assert {f"exit_{term}_{stage}" for term in ("ce", "kl", "hint") for stage in (1, 2, 3)} <= {*run.details[0]}
+    weights = load_file(checkpoint.find_weights(tmp_path / "run"))
+    assert {name.partition(".")[0] for name in weights} == {"network", "exits", "classifiers"}
+    assert evaluate_run(tmp_path / "run", config.data).scores.to_json() == (run.folder / "results.json").read_text()
+    page = render(make_page([run.folder]))
+    assert {"exit_1", "exit_kl"} <= {*re.findall("<figure.*?<h3>(.*?)</h3>", page)}
+    assert plan_run(config).steps == len(run.steps)
+
+
 def damaged(folder, change):
     return change(shutil.copytree(folder, folder.parent / f"damaged-{change.__name__}", dirs_exist_ok=True))
 
@@ -228,6 +260,14 @@ def test_a_missing_teacher_and_one_that_does_not_fit_are_refused(whole, override
         (["teacher_config.bace=agw-sysu"], "^teacher_config: bace: unknown key; the nearest"),
         (["teacher_config.options.backbone_width=8"], "^teacher: expected features of width 32, got 64$"),
         (["options.student_init=teacher"], "^teacher: expected the student's network for student_init=teacher"),
+        (
+            ["options.teacher_mode=exits", f"teacher={whole}", "data=/nowhere"],
+            "^teacher: expected none, DAKDExits learns from labels alone$",
+        ),
+        (
+            ["options.teacher_mode=exits", "options.teacher_view=weak"],
+            "^teacher_view: expected 'shared' for teacher_mode=exits, got 'weak'$",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             stages.train(load_config("dakd-sysu", [*overrides, *changes]), tmp_path / "run", quiet=True)

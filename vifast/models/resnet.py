@@ -74,6 +74,7 @@ class ResNet(nn.Module):
         last_stride: stride of stage 4; re-identification keeps the larger map with 1.
 
     ``forward(x, after)`` puts a system's own modules in between: ``after["3_5"]`` follows block 5, from 0, of stage 3.
+    A list ``maps`` gets what each of the stages 1 to 4 ends with, appended.
 
     Shapes:
         images ``[N, 3, H, W]`` (or the map of stage ``first - 1``) to ``[N, out_channels, H', W']``; with all
@@ -140,13 +141,15 @@ class ResNet(nn.Module):
             return x
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
-    def forward(self, x: Tensor, after: nn.ModuleDict | None = None) -> Tensor:
+    def forward(self, x: Tensor, after: nn.ModuleDict | None = None, *, maps: list[Tensor] | None = None) -> Tensor:
         x = self.stem(x)
         for stage, blocks in self.stages():
             for index, block in enumerate(blocks):
                 x = block(x)
                 if after is not None and (place := f"{stage}_{index}") in after:
                     x = after[place](x)
+            if maps is not None:
+                maps.append(x)
         return x
 
 
@@ -169,4 +172,4 @@ def create(name: str, **options) -> ResNet:
     if name not in BACKBONES:
         raise ValueError(f"name: expected one of {', '.join(BACKBONES)}, got {name!r}")
     block, depths, width = BACKBONES[name]
-    return ResNet(block, depths, **{"width": width, **options})
+    return ResNet(block, **{"depths": depths, "width": width, **options})

@@ -43,7 +43,8 @@ class System(nn.Module, ABC):
     the options that name files of which fresh weights are made: a trained system is built without them. A system that
     ``needs_teacher`` is given one by `learn_from` before its first step; batches have ``auxiliary`` images, those of
     ``make_loader(auxiliary=True)``, for one that asks for them. ``observe`` is not None in the steps of which
-    more is to be recorded than their parts: it takes tensors by name, scalars and vectors.
+    more is to be recorded than their parts: it takes tensors by name, scalars and vectors. ``step`` counts the
+    optimiser's steps before the one under way.
     """
 
     Options: ClassVar[type]
@@ -51,13 +52,19 @@ class System(nn.Module, ABC):
     needs_teacher: ClassVar[bool] = False
     auxiliary: ClassVar[bool] = False
     gather: str = "rank"
+    step: int = 0
     observe: Callable[[Mapping[str, Tensor]], None] | None = None
     watch: Callable[[str], AbstractContextManager] = staticmethod(lambda part: nullcontext())
 
     @classmethod
     def build(cls, options: Any, *, num_classes: int) -> System:
         """The system with freshly initialised weights for ``num_classes`` training identities."""
-        return cls(options, num_classes=num_classes)
+        return cls.of(options)(options, num_classes=num_classes)
+
+    @classmethod
+    def of(cls, options: Any) -> type[System]:
+        """The class that is built: this one, unless an option asks for another."""
+        return cls
 
     @abstractmethod
     def training_step(self, batch: Batch) -> dict[str, Tensor]:

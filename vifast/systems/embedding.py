@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -61,7 +62,9 @@ class EmbeddingNetwork(nn.Module):
     =========  ========================================  =====================================
 
     ``forward(images [N, 3, H, W])``: the neck's output [N, C] in training mode, scaled to unit length in evaluation
-    mode; float32 also of a network in low precision.
+    mode; float32 also of a network in low precision. ``maps`` as in `ResNet`.
+
+    Keywords are those of the trunk, see `ResNet`, where it is not the whole one.
 
     Source: spec dakd 2.
 
@@ -71,10 +74,10 @@ class EmbeddingNetwork(nn.Module):
     torch.Size([2, 128])
     """
 
-    def __init__(self, options: EmbeddingOptions):
+    def __init__(self, options: EmbeddingOptions, **trunk: Any):
         super().__init__()
         width = {"width": options.backbone_width} if options.backbone_width else {}
-        self.trunk = create(options.backbone, **width)
+        self.trunk = create(options.backbone, **width, **trunk)
         if options.weights is not None:
             load_backbone(self.trunk, options.weights)
         self.non_local = non_local_blocks(self.trunk, options.non_local, embed=options.non_local_embed)
@@ -85,6 +88,6 @@ class EmbeddingNetwork(nn.Module):
     def out_channels(self) -> int:
         return self.trunk.out_channels
 
-    def forward(self, images: Tensor) -> Tensor:
-        feat = self.neck(self.pool(self.trunk(images, self.non_local)))
+    def forward(self, images: Tensor, *, maps: list[Tensor] | None = None) -> Tensor:
+        feat = self.neck(self.pool(self.trunk(images, self.non_local, maps=maps)))
         return feat if self.training else normalize(feat)

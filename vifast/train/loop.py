@@ -86,7 +86,7 @@ class Trainer:
         self.dataset: Dataset = open_dataset(config) if dataset is None else dataset
         set_seed(config.seed)
         system = build_system(config, self.dataset.num_labels)
-        if system.needs_teacher or config.teacher is not None:
+        if teacher.needs_teacher(config):
             folder = config.teacher or self.out / teacher.FOLDER
             system.learn_from(teacher.open_teacher(config, folder, self.dataset.num_labels))
         checkpoint.require_space(self.out, _checkpoint_bytes(system, config))
@@ -156,7 +156,7 @@ class Trainer:
             torch.manual_seed(self._step_seed(epoch))
             details: dict[str, Tensor] = {}
             due = config.detail_every and self.step % config.detail_every == 0
-            self.system.observe = details.update if due else None
+            self.system.observe, self.system.step = details.update if due else None, self.step
             parts = self._train_step(batches)
             self.done, self.step = self.done + 1, self.step + 1
             self._record(pending, log)  # on a GPU this waits for the last step, so the clock below is the card's

@@ -23,7 +23,15 @@ _BATCHES = {"num_ids", "num_instances", "sampler", "short", "augment"}
 
 
 def needs_teacher(config: TrainConfig) -> bool:
-    return systems.get(config.system).needs_teacher
+    """Whether the system of a run has a teacher.
+
+    Raises:
+        ConfigError: it has none, but the configuration names one.
+    """
+    kind = systems.get(config.system).of(config.options)
+    if config.teacher is not None and not kind.needs_teacher:
+        raise ConfigError(f"teacher: expected none, {kind.__name__} learns from labels alone")
+    return kind.needs_teacher
 
 
 def teacher_config(config: TrainConfig) -> TrainConfig:

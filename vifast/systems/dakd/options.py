@@ -14,7 +14,9 @@ class DAKDOptions(EmbeddingOptions):
 
     The student starts from ``weights``, or with ``student_init: teacher`` from the teacher's. A ``frozen`` teacher
     stays what it is; an ``ema`` one, of the student's network, follows the student by ``1 - teacher_momentum`` a step.
-    It sees the tensors of the student (``shared``), or ``weak`` ones, the same images cropped and flipped alone.
+    It sees the tensors of the student (``shared``), or ``weak`` ones, the same images cropped and flipped alone. With
+    ``exits`` there is no teacher but the network itself, and no objective of DAKD: see `DAKDExits`, whose weights and
+    temperature are the ``exit_`` ones.
     ``image_size`` is that of the images; None takes it from elsewhere in a configuration. ``proto_refresh`` makes
     prototypes before the first epoch (``never`` again), or before each. ``bn_batches`` are what batch normalisations of
     the student take their statistics of; these move ``bn_update_repeats`` times a step (2: as in the release, which
@@ -23,12 +25,15 @@ class DAKDOptions(EmbeddingOptions):
 
     image_size: tuple[int, int] | None = None
     student_init: Literal["imagenet", "teacher"] = "imagenet"
-    teacher_mode: Literal["frozen", "ema"] = "frozen"
+    teacher_mode: Literal["frozen", "ema", "exits"] = "frozen"
     teacher_view: Literal["shared", "weak"] = "shared"
     teacher_momentum: float = 0.999
     proto_refresh: Literal["never", "epoch"] = "never"
     bn_batches: Literal["per_modality", "joint"] = "per_modality"
     bn_update_repeats: int = 1
+    exit_share: float = 0.3
+    exit_temp: float = 3.0
+    exit_hint: float = 0.5
     variant: Literal["intended", "release"] = "intended"
     levels: tuple[str, ...] = ("instance", "class")
     plain_kd: bool = False
@@ -62,3 +67,8 @@ class DAKDOptions(EmbeddingOptions):
     contrast_negatives: str = "class"
     memory_size: int = 4096
     class_mode: str = "kl"
+
+    @property
+    def bn_splits(self) -> int:
+        """Parts of a batch, visible images first, that batch normalisations of the student tell apart."""
+        return {"per_modality": 2, "joint": 1}[self.bn_batches]

@@ -16,6 +16,7 @@ from vifast.models import fold_norms
 from vifast.nn import BNNeck, Frozen, split_batch_norms
 from vifast.systems.base import Batch, System, TrainingImages
 from vifast.systems.dakd.details import details
+from vifast.systems.dakd.exits import DAKDExits
 from vifast.systems.dakd.options import DAKDOptions
 from vifast.systems.embedding import EmbeddingNetwork
 
@@ -28,7 +29,8 @@ class DAKD(System):
     The teacher is any trained system; see `learn_from`. It sees the images of a step at once, without gradient, its
     batch normalisations folded into its convolutions, and is no part of the state: features need the student alone.
     The student sees them at once too, with statistics of each modality by itself. The prototypes of identities are the
-    mean features that the teacher has of the training images, by modality, and part of the state.
+    mean features that the teacher has of the training images, by modality, and part of the state. A function of the
+    step for the temperatures is ``objective.temperature_fn``. With ``teacher_mode: exits``, `build` gives `DAKDExits`.
 
     Expects as many visible as infrared images in a batch, in any order. The retrieval feature is the neck's output,
     scaled to unit length.
@@ -45,6 +47,7 @@ class DAKD(System):
 
     def __init__(self, options: DAKDOptions, *, num_classes: int):
         super().__init__()
+        _checks.one_of("teacher_mode", options.teacher_mode, ("frozen", "ema"))
         _checks.within("teacher_momentum", options.teacher_momentum, 0, 1)
         self.options = options
         self.network = EmbeddingNetwork(options)
@@ -58,9 +61,12 @@ class DAKD(System):
             heads = [nn.Sequential(BNNeck(width), nn.Linear(width, num_classes, bias=False)) for _ in range(2)]
             self.heads = nn.ModuleList(heads)
         self.follower = copy.deepcopy(self.network).requires_grad_(False) if options.teacher_mode == "ema" else None
-        splits = {"per_modality": 2, "joint": 1}[options.bn_batches]
-        split_batch_norms(self.network, splits, repeats=options.bn_update_repeats)
+        split_batch_norms(self.network, options.bn_splits, repeats=options.bn_update_repeats)
         self.teacher: Frozen | None = None
+
+    @classmethod
+    def of(cls, options: DAKDOptions) -> type[System]:
+        return DAKDExits if options.teacher_mode == "exits" else cls
 
     def learn_from(self, teacher: System) -> None:
         """Makes ``teacher`` the one to agree with; it is changed, and lives on the student's device from then on.
@@ -108,7 +114,7 @@ class DAKD(System):
         with self.watch("losses"), torch.autocast(images.device.type, enabled=False):
             sides = (side for rows in (student, teacher, labels) for side in rows.chunk(2))
             *rows, labels_v, labels_i = self.mined(*sides)
-            known = {"labels_v": labels_v, "labels_i": labels_i}
+            known = {"labels_v": labels_v, "labels_i": labels_i, "step": self.step}
             if self.heads is not None:
                 known |= {"logits_v": self.heads[0](rows[0]), "logits_i": self.heads[1](rows[1])}
             if self.observe is not None:
