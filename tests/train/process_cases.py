@@ -7,24 +7,30 @@ from pathlib import Path
 import torch
 
 
-def main(folder, rank, ranks, *overrides):
+def main(folder, rank, ranks, preset, *overrides):
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks}
+    from vifast.train import stages
     from vifast.train.config import load_config
-    from vifast.train.loop import Trainer
 
     torch.set_num_threads(1)
-    trainer = Trainer(load_config("agw-sysu", overrides), Path(folder) / f"run-{ranks}", quiet=True)
-    step, rows = trainer._train_step, []
+    trainers = []
 
-    def recorded(batches):
-        rows.extend(batch["index"].tolist() for batch in batches)
-        return step(batches)
+    class Recorded(stages.Trainer):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.rows = []
+            trainers.append(self)
 
-    trainer._train_step = recorded
-    found = trainer.fit()
-    state = {"rows": rows, "step": trainer.step, "weights": trainer.system.state_dict()}
-    state |= {"query": found.query, "gallery": found.gallery, "small": small_batches(trainer.system, trainer.dataset)}
-    torch.save(state, Path(folder) / f"{ranks}-{rank}.pt")
+        def _train_step(self, batches):
+            self.rows.extend(batch["index"].tolist() for batch in batches)
+            return super()._train_step(batches)
+
+    stages.Trainer = Recorded
+    found = stages.train(load_config(preset, overrides), Path(folder) / f"run-{ranks}", quiet=True)
+    told = [{"rows": t.rows, "step": t.step, "weights": t.system.state_dict()} for t in trainers]
+    small = small_batches(trainers[-1].system, trainers[-1].dataset)
+    told = {"stages": told, "query": found.query, "gallery": found.gallery, "small": small}
+    torch.save(told, Path(folder) / f"{ranks}-{rank}.pt")
 
 
 def small_batches(system, dataset):

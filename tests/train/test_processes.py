@@ -11,22 +11,24 @@ from pathlib import Path
 import pytest
 import torch
 
+from vifast.train import stages
 from vifast.train.build import build_system
 from vifast.train.checkpoint import find_weights, load_weights
 from vifast.train.config import load_config
 from vifast.train.datasets import open_dataset
 from vifast.train.evaluate import extract_run
+from vifast.train.log import read_metrics
 
 CASES = Path(__file__).with_name("process_cases.py")
 
 
-def train(folder, ranks, overrides):
+def train(folder, ranks, preset, overrides):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     runs = [
         subprocess.Popen(
-            [sys.executable, CASES, folder, str(rank), str(ranks), *overrides],
+            [sys.executable, CASES, folder, str(rank), str(ranks), preset, *overrides],
             env=os.environ | meet,
             stderr=subprocess.PIPE,
             text=True,
@@ -44,15 +46,44 @@ def train(folder, ranks, overrides):
 def test_two_processes_share_the_batches_of_one(tmp_path, tiny_overrides, sampler, system):
     overrides = [*tiny_overrides, "epochs=2", "evaluate_every=0", f"dataset.sampler={sampler}", "dataset.short=repeat"]
     overrides += [f"system={system}", "optimizer={name: adam}"]
-    (alone,) = train(tmp_path, 1, overrides)
-    both = train(tmp_path, 2, overrides)
-    assert [first + second for first, second in zip(both[0]["rows"], both[1]["rows"], strict=True)] == alone["rows"]
-    assert both[0]["step"] == both[1]["step"] == alone["step"] == len(alone["rows"])
-    trained = both[0]["weights"]
-    for name, value in both[1]["weights"].items():
-        if "running" not in name:  # statistics of a process's own images
-            assert torch.equal(value, trained[name]), name
-    features_of_one_process(tmp_path, both)
+    (alone,), both = (train(tmp_path, ranks, "agw-sysu", overrides) for ranks in (1, 2))
+    (one,), (first,), (second,) = (rank["stages"] for rank in (alone, *both))
+    assert [a + b for a, b in zip(first["rows"], second["rows"], strict=True)] == one["rows"]
+    assert first["step"] == one["step"] == len(one["rows"])
+    trained_together(tmp_path, both)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_teacher_and_its_student(tmp_path, tiny_overrides):
+    """One after the other in one start of both, with the files and records of one process."""
+    overrides = [*tiny_overrides, "epochs=2", "evaluate_every=1", "dataset.sampler=with_replacement"]
+    overrides += ["teacher_config={base: mce-sysu, epochs: 1, dataset: {num_ids: 2, num_instances: 2}}"]
+    both = train(tmp_path, 2, "dakd-sysu", overrides)
+    stages.train(load_config("dakd-sysu", overrides), tmp_path / "run-1", quiet=True)
+    assert written(tmp_path / "run-2") == written(tmp_path / "run-1")
+    assert [stage["step"] for stage in both[0]["stages"]] == [2, 4]
+    teacher, student = (stage["weights"] for stage in both[0]["stages"])
+    assert "objective.memory.live" in teacher
+    assert student["prototypes_v"].any()
+    trained_together(tmp_path, both)
+
+
+def written(run):
+    """The files of a run and its teacher's, TensorBoard's by their folder, and what their records are of."""
+    paths = (path.relative_to(run) for path in sorted(run.rglob("*")) if path.is_file())
+    files = [path.parent if "tfevents" in path.name else path for path in paths]
+    records = [record for folder in (run / "teacher", run) for record in read_metrics(folder)]
+    return files, [(record["kind"], record["step"], [*record]) for record in records]
+
+
+def trained_together(folder, both):
+    """Both have the same weights at the end of every stage, and found the features of one process."""
+    for first, second in zip(*(rank["stages"] for rank in both), strict=True):
+        assert first["step"] == second["step"]
+        for name, value in second["weights"].items():
+            if "running" not in name:  # statistics of a process's own images
+                assert torch.equal(value, first["weights"][name]), name
+    features_of_one_process(folder, both)
 
 
 def features_of_one_process(folder, both):
