@@ -137,6 +137,18 @@ def test_compiled_it_takes_the_same_step():
     assert_close(compiled, parts, rtol=1e-4, atol=1e-5)
 
 
+def test_every_exit_and_the_end_learn_a_batch():
+    system, images, trajectory = build(), batch(), []
+    optimizer = torch.optim.Adam(system.parameters(), lr=1e-3)
+    for _ in range(20):
+        parts = system(images)
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+        trajectory.append(parts)
+    assert all(trajectory[-1][name] < 0.7 * value for name, value in trajectory[0].items())
+
+
 def test_only_the_options_know():
     assert systems.get("dakd").of(DAKDOptions()) is DAKD
     assert systems.get("dakd").of(DAKDOptions(**TINY)) is DAKDExits
