@@ -4,12 +4,11 @@ The written-out step is plain PyTorch after the specification, as research code 
 identities are picked by masks, the hardest pair of every anchor by itself, attention is a matrix, the last block is
 computed for all tokens, the parameters are one group each. Both have the same weights, teacher and prototypes.
 Operations are products and convolutions at the published size, counted without computing them; dispatches and reads are
-counted, and the time is taken, of a smaller network and batch.
+counted, and the time is taken, of a smaller network and batch; on a card of the published ones, in bfloat16.
 """
 
 import copy
-import statistics
-import time
+from functools import partial
 from unittest import mock
 
 import torch
@@ -19,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.functional import cross_entropy, gelu, normalize
 from torch.utils.flop_counter import FlopCounterMode
 
+from vifast.bench.machine import device_name
+from vifast.bench.measure import interleaved, quantile
 from vifast.models import VITS
 from vifast.nn import Frozen
 from vifast.systems.ckda import CKDA, CKDAOptions
@@ -27,6 +28,8 @@ from vifast.train.plan import ATTENTION
 VITS["vit_small_step"] = (192, 12, 3)
 CLASSES, OLD = 395, 206
 PUBLISHED, SMALL = ("vit_base", 64, 256, 128), ("vit_small_step", 32, 128, 64)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TIMED = PUBLISHED if DEVICE == "cuda" else SMALL
 KAPPA, TAU, MARGIN = 10.0, 0.1, 0.1
 ROUNDS = 5
 
@@ -127,14 +130,14 @@ def alignment(student, teacher, prototypes):
     return (old.exp() * (old - new)).sum(1).mean()
 
 
-def batch_of(rows, height, width):
+def batch_of(rows, height, width, device):
     torch.manual_seed(1)
-    labels = (torch.arange(rows // 2) // 4).repeat(2)
-    image = torch.randn(rows, 3, height, width)
-    return {"image": image, "label": labels, "modality": torch.arange(rows) // (rows // 2)}
+    labels = (torch.arange(rows // 2, device=device) // 4).repeat(2)
+    image = torch.randn(rows, 3, height, width, device=device)
+    return {"image": image, "label": labels, "modality": torch.arange(rows, device=device) // (rows // 2)}
 
 
-def ways(backbone, rows, height, width, drop=True):
+def ways(backbone, rows, height, width, device, drop=True):
     """Model and optimiser by name, of the same weights."""
     torch.manual_seed(0)
     still = {} if drop else {"dropout": 0.0, "drop_path": 0.0, "prompt_dropout": 0.0}
@@ -143,6 +146,7 @@ def ways(backbone, rows, height, width, drop=True):
     ckda.teacher = Frozen(CKDA(options, num_classes=OLD).network)
     for name in ("prototypes_v", "prototypes_i"):
         setattr(ckda, name, torch.randn(OLD, ckda.classifier.in_features))
+    ckda.to(device)
     valueless = isinstance(ckda.classifier.weight, FakeTensor)  # whose copy PyTorch cannot make
     plain = WrittenOut(ckda if valueless else copy.deepcopy(ckda)).train()
     rate = {"lr": 1e-6, "weight_decay": 1e-4}
@@ -157,16 +161,16 @@ def ways(backbone, rows, height, width, drop=True):
 
 def step(model, optimizer, batch):
     optimizer.zero_grad()
-    loss = model(batch)["loss"]
+    with torch.autocast("cuda", torch.bfloat16, enabled=batch["image"].is_cuda):
+        loss = model(batch)["loss"]
     loss.backward()
     optimizer.step()
-    return loss
 
 
 def measure():
     """Rows of the table: name, whole operations, dispatches of all and of the optimiser, reads, seconds."""
-    models, batch = ways(*SMALL), batch_of(*SMALL[1:])
-    rows, times = {}, {name: [] for name in models}
+    models, batch = ways(*TIMED, DEVICE), batch_of(*TIMED[1:], DEVICE)
+    rows = {}
     for name, (model, optimizer) in models.items():
         step(model, optimizer, batch)
         with Dispatches() as whole:
@@ -174,22 +178,18 @@ def measure():
         with Dispatches() as update:
             optimizer.step()
         rows[name] = [whole.count, update.count, whole.reads]
-    for _ in range(ROUNDS):
-        for name, pair in models.items():
-            start = time.perf_counter()
-            step(*pair, batch)
-            times[name].append(time.perf_counter() - start)
+    times = interleaved({name: partial(step, *pair, batch) for name, pair in models.items()}, ROUNDS, 60)
     with FakeTensorMode(), mock.patch("torch.nn.init.trunc_normal_"):  # which reads its bounds back
-        for name, (model, _) in ways(*PUBLISHED).items():
+        for name, (model, _) in ways(*PUBLISHED, "cpu").items():
             with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-                model(batch_of(*PUBLISHED[1:]))["loss"].backward()
-            rows[name] = [counter.get_total_flops(), *rows[name], statistics.median(times[name])]
+                model(batch_of(*PUBLISHED[1:], "cpu"))["loss"].backward()
+            rows[name] = [counter.get_total_flops(), *rows[name], quantile(times[name], 0.5)]
     return rows
 
 
 def main():
-    quiet = {name: model for name, (model, _) in ways(*SMALL, drop=False).items()}
-    values = [model(batch_of(*SMALL[1:]))["loss"].item() for model in quiet.values()]
+    quiet = {name: model for name, (model, _) in ways(*SMALL, DEVICE, drop=False).items()}
+    values = [model(batch_of(*SMALL[1:], DEVICE))["loss"].item() for model in quiet.values()]
     torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)  # the same step, or no number
     rows = measure()
     best = rows["vifast"][-1]
@@ -198,7 +198,7 @@ def main():
     for name, (flops, *counts, seconds) in rows.items():
         cells = [f"{flops / 1e12:.2f}", *(f"{n:,}" for n in counts), f"{seconds / best:.2f}"]
         print(f"| {name} | {' | '.join(cells)} |")
-    print(f"\n{best:.2f} s; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"\n{best:.3g} s; {device_name(DEVICE)}, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

@@ -4,14 +4,13 @@ The written-out step is plain PyTorch after the specification: a network forward
 release's, and each twice where it says so; the affinities of its non-local blocks as matrices; divergences temperature
 by temperature; percentiles on the host and every part of the loss read back for the log (dakd 4, 5, H3, H6). Operations
 are products and convolutions at the published size, counted without computing them; dispatches and reads are counted,
-and the time is taken, of a small batch.
+and the time is taken, of a small batch; on a card of the published one, in bfloat16.
 """
 
 import copy
-import statistics
-import time
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from unittest import mock
 
 import torch
@@ -22,12 +21,16 @@ from torch.nn.functional import conv2d, normalize
 from torch.utils.flop_counter import FlopCounterMode
 
 import vifast
+from vifast.bench.machine import device_name
+from vifast.bench.measure import interleaved, quantile
 from vifast.nn import NonLocal
 from vifast.systems.dakd import DAKD, DAKDOptions
 from vifast.systems.embedding import EmbeddingNetwork
 
 CLASSES, TAU, TEMPERATURES = 395, 0.05, (2, 3, 4, 5, 6)
 PUBLISHED, SMALL = (64, 384, 128), (16, 128, 64)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TIMED = PUBLISHED if DEVICE == "cuda" else SMALL
 ROUNDS = 11
 
 
@@ -92,9 +95,9 @@ def read(value):
     return 0.0 if isinstance(value, FakeTensor) else value.item()
 
 
-def batch_of(rows, height, width):
-    image = torch.randn(rows, 3, height, width).to(memory_format=torch.channels_last)
-    number = torch.arange(rows)
+def batch_of(rows, height, width, device):
+    image = torch.randn(rows, 3, height, width, device=device).to(memory_format=torch.channels_last)
+    number = torch.arange(rows, device=device)
     return {"image": image, "label": number // 8, "modality": number // (rows // 2)}
 
 
@@ -141,35 +144,32 @@ def reads():
 
 def step(model, batch):
     model.zero_grad()
-    model(batch)["loss"].backward()
+    with torch.autocast("cuda", torch.bfloat16, enabled=batch["image"].is_cuda):
+        loss = model(batch)["loss"]
+    loss.backward()
 
 
 def measure():
     """Rows of the table: name, forward and whole operations, dispatches, reads, seconds."""
-    models = ways()
-    small = batch_of(*SMALL)
+    models = {name: model.to(DEVICE) for name, model in ways().items()}
+    batch = batch_of(*TIMED, DEVICE)
     rows = {}
     for name, model in models.items():
-        step(model, small)
+        step(model, batch)
         with Dispatches() as dispatched:
-            model(small)
+            model(batch)
         forward = dispatched.count
         with Dispatches() as dispatched, reads() as count:
-            step(model, small)
+            step(model, batch)
         rows[name] = [forward, dispatched.count, count["reads"]]
-    times = {name: [] for name in models}
-    for _ in range(ROUNDS):
-        for name, model in models.items():
-            start = time.perf_counter()
-            step(model, small)
-            times[name].append(time.perf_counter() - start)
+    times = interleaved({name: partial(step, model, batch) for name, model in models.items()}, ROUNDS, 60)
     for name, model in models.items():
         with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-            loss = model(batch_of(*PUBLISHED))["loss"]
+            loss = model(batch_of(*PUBLISHED, DEVICE))["loss"]
             forward = counter.get_total_flops()
             loss.backward()
         counts = [forward, counter.get_total_flops()]
-        rows[name] = [*counts, *rows[name], statistics.median(times[name])]
+        rows[name] = [*counts, *rows[name], quantile(times[name], 0.5)]
     return rows
 
 
@@ -181,7 +181,7 @@ def main():
     for name, (forward, whole, *counts, seconds) in rows.items():
         cells = [f"{forward / 1e12:.3f}", f"{whole / 1e12:.3f}", *(f"{n:,}" for n in counts), f"{seconds / best:.2f}"]
         print(f"| {name} | {' | '.join(cells)} |")
-    print(f"\n{best:.2f} s; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"\n{best:.3g} s; {device_name(DEVICE)}, torch {torch.__version__}")
 
 
 if __name__ == "__main__":
