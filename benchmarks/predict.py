@@ -185,6 +185,7 @@ MAPS = (2, 64, 24, 9), 1920, "120 x 2048 x 24 x 9"
 ENTRIES = [
     ("triplet_loss", _batch(functional.triplet_loss, 0.5), (128, 2048), 1, "128 x 2048"),
     ("weighted_triplet_loss", _batch(functional.weighted_triplet_loss, 2), (128, 2048), 1, "128 x 2048"),
+    ("neighbor_loss", _batch(functional.neighbor_loss, 2), (128, 2048), 1, "128 x 2048"),
     ("graph_alignment", _rows(functional.graph_alignment, 4), (60, 2048), 1, "60 x 2048"),
     ("relation_alignment", _relation, (60, 2048), 1, "60 x 2048"),
     ("center_hinge", _identities(_hinge), (120, 2048), 1, "120 x 2048"),

@@ -47,6 +47,24 @@ def weighted_dense(feat, labels):
     return softplus((w_pos * dist).sum(1) - (w_neg * dist).sum(1)).mean()
 
 
+def info_nce_dense(feat, labels, temperature=0.1):
+    """Supervised InfoNCE over the N x N matrix of cosines, the usual way."""
+    unit = normalize(feat)
+    logits = unit @ unit.T / temperature
+    logits = logits - logits.amax(1, keepdim=True).detach()
+    others = 1 - torch.eye(len(feat), device=feat.device)
+    positive = (labels[:, None] == labels) * others
+    log_p = logits - (logits.exp() * others).sum(1, keepdim=True).log()
+    count = positive.sum(1)
+    return (-(positive * log_p).sum(1) / count - count.log()).mean()
+
+
+def info_nce_pml():
+    from pytorch_metric_learning import losses
+
+    return losses.SupConLoss(temperature=0.1)
+
+
 def _off_diagonal(matrix):
     n = len(matrix)
     return matrix.flatten()[:-1].view(n - 1, n + 1)[:, 1:].reshape(n, n - 1)

@@ -37,6 +37,7 @@ def check_losses(device):
     losses = (
         functional.triplet_loss,
         functional.weighted_triplet_loss,
+        functional.neighbor_loss,
         lambda x, y: functional.graph_alignment(x, x.flip(1) + x),
         lambda x, y: functional.relation_alignment(x, x.flip(1) + x),
         lambda x, y: functional.prototype_alignment(x, x.flip(1) + x, x.flip(0)),

@@ -20,6 +20,7 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_distance(m);
   vifast::bind_batch_hard(m);
   vifast::bind_weighted_triplet(m);
+  vifast::bind_neighbor_loss(m);
   vifast::bind_planes(m);
   vifast::bind_gem_pool(m);
   vifast::bind_augment(m);

@@ -14,7 +14,7 @@ constexpr float kClosePair = 1.0f / 64;
 // mean[c] += x[., c] / total over the finite entries of columns [c0, c1). Any origin is right, so this one need not be exact.
 VIFAST_DECLARE(column_means, (const float* x, int64_t n, int64_t d, int64_t total, int64_t c0, int64_t c1, float* mean))
 
-// centered[r] = x[r] - mean for rows [r0, r1).
+// centered[r] = x[r] - mean for rows [r0, r1), 0 where an entry is not finite: such rows spoil what their weights say, no more.
 VIFAST_DECLARE(center_rows, (const float* x, int64_t d, const float* mean, int64_t r0, int64_t r1, float* centered))
 
 // Rows [r0, r1) of a tile of products a_r . b_c, `stride` apart, become distances in place: squared, clamped at `floor`, rooted

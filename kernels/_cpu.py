@@ -71,6 +71,33 @@ def weighted_rows(sets: list[Tensor | None], weigh, step: int) -> list[Tensor | 
     return outs
 
 
+def weighted_pairs(
+    x: Tensor, y: Tensor, weigh, sums, wanted: tuple[bool, bool], step: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """sum_j w_ij (y_j - x_i) and sum_i w_ij (x_i - y_j) of weights of pairs that are made tile by tile.
+
+    ``weigh(tile, i, j)`` fills one from row i and column j on, ``sums(rows, columns)`` in the end their sums. A result
+    that is not wanted is None.
+    """
+    outs = [torch.empty_like(rows) if want else None for rows, want in zip((x, y), wanted, strict=True)]
+    buffer, threads = x.new_empty(min(step, len(x)) * min(step, len(y))), torch.get_num_threads()
+    for i in range(0, len(x), step):
+        for j in range(0, len(y), step):
+            rows, cols = x[i : i + step], y[j : j + step]
+            tile = buffer[: len(rows) * len(cols)].view(len(rows), len(cols))
+            weigh(tile, i, j)
+            if outs[0] is not None:
+                _C.weighted_sums(tile, cols, outs[0][i : i + step], j > 0, threads)
+            if outs[1] is not None:
+                _C.weighted_sums(tile.T, rows, outs[1][j : j + step], i > 0, threads)
+    totals = x.new_empty(len(x)), x.new_empty(len(y))
+    sums(*totals)
+    for out, rows, total in zip(outs, (x, y), totals, strict=True):
+        if out is not None:
+            out.addcmul_(rows, total.unsqueeze(1), value=-1)
+    return tuple(outs)
+
+
 def float_rows(x: Tensor) -> Tensor:
     if x.dtype == torch.float32 and x.is_contiguous():
         return x  # the usual case, without three calls

@@ -111,18 +111,23 @@ def _unit_square(norm, LEAST: tl.constexpr):
 @triton.jit
 def pull_rows(
     s, x_ptr, out_ptr, row, partner, k, n, n_cols, PRECISION: tl.constexpr,
-    norm_ptr=None, sq=None, LEAST: tl.constexpr = 0.0,
+    norm_ptr=None, sq=None, LEAST: tl.constexpr = 0.0, own_ptr=None, n_own=None,
 ):  # fmt: skip
     """Columns k of out_i = sum_j s_ij (x_i - x_j), s [len(row), len(partner)]. They lie along the product's rows.
+
+    With own_ptr the x_i are its n_own rows. An entry that is not finite counts as 0: s says what such a row spoils.
 
     With norm_ptr x are unit rows, and out is the gradient of the rows behind them: of dU_i = sum_j s_ij (u_i - u_j) the
     part along u_i, sum_j s_ij (|u_i|^2 - <u_i, u_j>), follows from the squared distances sq.
     """
     x, mean = mean_free_rows(x_ptr, partner, k, n, n_cols, norm_ptr, LEAST)
-    pulled = tl.dot(tl.trans(x), tl.trans(s), input_precision=PRECISION)
-    mask = (k[:, None] < n_cols) & (row[None, :] < n)
+    pulled = tl.dot(tl.trans(finite(x)), tl.trans(s), input_precision=PRECISION)
+    if own_ptr is None:
+        own_ptr = x_ptr
+        n_own = n
+    mask = (k[:, None] < n_cols) & (row[None, :] < n_own)
     at = row[None, :] * n_cols + k[:, None]
-    own = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    own = finite(tl.load(own_ptr + at, mask=mask, other=0.0).to(tl.float32))
     if norm_ptr is None:
         tl.store(out_ptr + at, tl.sum(s, 1)[None, :] * (own - mean[:, None]) - pulled, mask=mask)
     else:

@@ -116,26 +116,55 @@ def sqdist_of_products(
 
 
 @triton.jit
-def softmax_update(value, logit, mask, m, z, t, SHIFT: tl.constexpr):
-    """One tile into the running softmax: m the largest logit, z the sum of weights, t the sum of weight * value.
+def softmax_update(value, logit, mask, m, z, t, SHIFT: tl.constexpr, factor=1.0):
+    """One tile into the running softmax of factor * logit: m the largest logit, z and t sums of weight, weight * value.
 
     Without SHIFT m stays as it is. m, z and t may be float64; the factor between two maxima is float32 even then, for
     its exponential in float64 spills with Triton 3.6.
     """
     if SHIFT:
         new = tl.maximum(m, tl.max(tl.where(mask, logit, float("-inf")), 1))
-        shrink = tl.where(new > m, tl.exp((m - new).to(tl.float32)), 1.0)
+        shrink = tl.where(new > m, tl.exp((m - new).to(tl.float32) * factor), 1.0)
         z = z * shrink
         t = t * shrink
         m = new
-    w = tl.where(mask, tl.exp(tl.where(mask, logit - m[:, None], 0.0)), 0.0)
+    w = tl.where(mask, tl.exp(tl.where(mask, logit - m[:, None], 0.0) * factor), 0.0)
     return m, z + tl.sum(w, 1), t + tl.sum(tl.where(mask, w * value, 0.0), 1)
 
 
-def pull(s: Tensor, start: int, x_c: Tensor, out: Tensor) -> None:
-    """out_i = sum_j s_ij (x_i - x_j) of mean-free rows for a strip s of weights, which begins at row ``start``."""
+@triton.jit
+def merge_softmax(stats_ptr, row, n, n_splits, side, inside, factor=1.0):
+    """What ``softmax_update`` left of side 0 or 1 in each of n_splits parts of [6, n_splits, n], together."""
+    step = tl.cast(n_splits, tl.int64) * n
+    base = stats_ptr + 3 * side * step + row
+    m = tl.load(base, mask=inside, other=0.0)
+    z = tl.load(base + step, mask=inside, other=0.0)
+    t = tl.load(base + 2 * step, mask=inside, other=0.0)
+    for split in range(1, n_splits):
+        at = base + tl.cast(split, tl.int64) * n
+        m_s = tl.load(at, mask=inside, other=0.0)
+        new = tl.maximum(m, m_s)
+        keep = tl.where(new > m, tl.exp((m - new) * factor), 1.0)
+        take = tl.where(new > m_s, tl.exp((m_s - new) * factor), 1.0)
+        z = z * keep + tl.load(at + step, mask=inside, other=0.0) * take
+        t = t * keep + tl.load(at + 2 * step, mask=inside, other=0.0) * take
+        m = new
+    return m, z, t
+
+
+def pull(s: Tensor, start: int, x_c: Tensor, out: Tensor, y_c: Tensor | None = None) -> None:
+    """out_i = sum_j s_ij (x_i - y_j) of mean-free rows for a strip s of weights, which begins at row ``start``.
+
+    Without y_c of one set with itself.
+    """
     own = x_c[start : start + len(s)]
-    torch.addmm(s.sum(1, keepdim=True) * own, s, x_c, alpha=-1, out=out[start : start + len(s)])
+    partners = x_c if y_c is None else y_c
+    torch.addmm(s.sum(1, keepdim=True) * own, s, partners, alpha=-1, out=out[start : start + len(s)])
+
+
+def pull_back(s: Tensor, start: int, x_c: Tensor, out: Tensor, y_c: Tensor) -> None:
+    """Adds the other side of ``pull`` to out_j, sum_i s_ij (y_j - x_i)."""
+    out.addcmul_(y_c, s.sum(0).unsqueeze(1)).addmm_(s.T, x_c[start : start + len(s)], alpha=-1)
 
 
 def tile_launch(n: int, m: int) -> dict[str, int]:

@@ -46,8 +46,8 @@ def finish(
         pos += (x - y) * (x - y)
         y = tl.load(y_ptr + tl.maximum(i_neg, 0)[:, None] * n_cols + k, mask=mask, other=0.0).to(tl.float32)
         neg += (x - y) * (x - y)
-    d_pos = tl.where(i_pos < 0, float("-inf"), _distance(tl.sum(pos, 1), ROOT, SCALE_, FLOOR_))
-    d_neg = tl.where(i_neg < 0, float("inf"), _distance(tl.sum(neg, 1), ROOT, SCALE_, FLOOR_))
+    d_pos = tl.where(i_pos < 0, float("-inf"), distance(tl.sum(pos, 1), ROOT, SCALE_, FLOOR_))
+    d_neg = tl.where(i_neg < 0, float("inf"), distance(tl.sum(neg, 1), ROOT, SCALE_, FLOOR_))
     gap = d_pos - d_neg
     if SOFT:
         loss = tl.maximum(gap, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(gap)))
@@ -61,7 +61,7 @@ def finish(
 
 
 @triton.jit
-def _distance(sq, ROOT: tl.constexpr, SCALE_: tl.constexpr, FLOOR_: tl.constexpr):
+def distance(sq, ROOT: tl.constexpr, SCALE_: tl.constexpr, FLOOR_: tl.constexpr):
     if ROOT:
         return tl.sqrt_rn(tl.where(sq < FLOOR_, FLOOR_, sq))
     return sq * SCALE_

@@ -39,6 +39,7 @@ from vifast.kernels._tile import (
     gpu_rows,
     input_precision,
     mean_row,
+    merge_softmax,
     pull,
     softmax_update,
     sqdist_tile,
@@ -127,33 +128,13 @@ def _fold_kernel(
 
 
 @triton.jit
-def _merge(stats_ptr, row, n, n_splits, side, inside):
-    """Softmax of one side over all splits."""
-    step = tl.cast(n_splits, tl.int64) * n
-    base = stats_ptr + 3 * side * step + row
-    m = tl.load(base, mask=inside, other=0.0)
-    z = tl.load(base + step, mask=inside, other=0.0)
-    t = tl.load(base + 2 * step, mask=inside, other=0.0)
-    for split in range(1, n_splits):
-        at = base + tl.cast(split, tl.int64) * n
-        m_s = tl.load(at, mask=inside, other=0.0)
-        new = tl.maximum(m, m_s)
-        keep = tl.where(new > m, tl.exp(m - new), 1.0)
-        take = tl.where(new > m_s, tl.exp(m_s - new), 1.0)
-        z = z * keep + tl.load(at + step, mask=inside, other=0.0) * take
-        t = t * keep + tl.load(at + 2 * step, mask=inside, other=0.0) * take
-        m = new
-    return m, z, t
-
-
-@triton.jit
 def _finish_kernel(
     stats_ptr, loss_ptr, saved_ptr, n, n_splits, STABLE: tl.constexpr, EPS_: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < n
-    m_pos, z_pos, t_pos = _merge(stats_ptr, row, n, n_splits, 0, inside)
-    m_neg, z_neg, t_neg = _merge(stats_ptr, row, n, n_splits, 1, inside)
+    m_pos, z_pos, t_pos = merge_softmax(stats_ptr, row, n, n_splits, 0, inside)
+    m_neg, z_neg, t_neg = merge_softmax(stats_ptr, row, n, n_splits, 1, inside)
     finish(m_pos, z_pos, t_pos, m_neg, z_neg, t_neg, loss_ptr, saved_ptr, row, n, STABLE, EPS_)
 
 
@@ -253,7 +234,7 @@ def _cpu_backward(grad, saved, mean, dist, feat, labels, stable, precision, redu
         weights = dist.clone()
         _C.WrtBackward(x, None, labels, stable, grad, saved, threads).weigh(weights, 0, 0, threads)
         return product(weights, x_c.T, torch.empty_like(x)).to(feat.dtype)
-    backward = _C.WrtBackward(x, x_c, labels, stable, grad, saved, threads)
+    backward = _C.WrtBackward(x, mean, labels, stable, grad, saved, threads)
     (out,) = weighted_rows([x_c], lambda tile, i, j: backward.weigh(tile, i, j, threads), STRIP)
     return out.to(feat.dtype)
 

@@ -54,6 +54,7 @@ _DAKD = _temperatures(2.0, 3.0, 4.0, 5.0, 6.0)
 _TABLES = [1.0] * 5 + [0.0] * 5, [0.0] * 5 + [1.0] * 5
 _OTHER_WIDTH = _floats(LARGE, 70)
 _GRAPH = (_doubles(6, LARGE), _floats(0), _floats(0))
+_NEIGHBORS = (_floats(LARGE), _floats(3, LARGE), _floats(0), _floats(0))
 _WRT = (_floats(LARGE), _floats(7, LARGE), _floats(0), _floats(0))
 
 _MAP = _floats(8, WIDTH, 24, 9)
@@ -177,6 +178,32 @@ LAUNCHES = {
         (_ROWS[0], _MAP, _ROWS[0], _floats(), 0.0, 1e-6, True),
     ],
     "instance_stats": [(_MAP,), (_LAST,)],
+    "neighbor_loss": [
+        (*_SELF, "euclidean", 1.0, "exact", "mean"),
+        (*_HALF, "cosine", 0.1, "fast", "none"),
+        (*2 * _SELF[:2], "cosine", 0.1, "exact", "mean"),
+        (_floats(256, WIDTH), _indices(256), None, None, "euclidean", 1.0, "exact", "mean"),
+        *[
+            (_floats(n, WIDTH), _indices(n), *to, metric, 0.1, "exact", "mean")
+            for n in (128, 64, 32, 16)
+            for metric, to in (("euclidean", (None, None)), ("cosine", (_floats(n, WIDTH), _indices(n))))
+        ],
+        (_floats(128, 768).bfloat16(), _indices(128), None, None, "sqeuclidean", 1.0, "fast", "none"),
+    ],
+    "neighbor_loss_backward": [
+        (*_NEIGHBORS, *_SELF, "euclidean", 1.0, "exact", "none", True, False),
+        (*_NEIGHBORS, *_HALF, "cosine", 0.1, "fast", "none", True, False),
+        (*_NEIGHBORS, *2 * _SELF[:2], "euclidean", 0.1, "exact", "none", True, True),
+        *[
+            (_floats(), _floats(3, n), _floats(0), _floats(n, n), _floats(n, WIDTH), _indices(n), *to, *how)
+            for n in (128, 64, 32, 16)
+            for to, how in (
+                ((None, None), ("euclidean", 1.0, "exact", "mean", True, False)),
+                ((_floats(n, WIDTH), _indices(n)), ("cosine", 0.1, "exact", "mean", True, True)),
+                ((_floats(n, WIDTH), _indices(n)), ("euclidean", 1.0, "fast", "none", False, True)),
+            )
+        ],
+    ],
     "pairwise_distance": [
         (_SELF[0], None, 1e-12, True, "exact"),
         (_HALF[0], None, 1e-12, True, "fast"),

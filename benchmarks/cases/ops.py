@@ -29,6 +29,10 @@ def _triplet(feat, labels):
     return _usual(rivals.triplet_dense, **more)(feat, labels)
 
 
+def _info_nce(feat, labels):
+    return _usual(rivals.info_nce_dense, pml=rivals.info_nce_pml())(feat, labels)
+
+
 def _pairwise(feat):
     return {"eager": lambda: rivals.distances(feat), "cdist": lambda: torch.cdist(feat, feat)}
 
@@ -56,6 +60,7 @@ def _blur_jitter(images, params):
 RIVALS = {
     "triplet_loss": _triplet,
     "weighted_triplet_loss": _usual(rivals.weighted_dense, round_trip=rivals.round_trip),
+    "neighbor_loss": _info_nce,
     "pairwise_distance": _pairwise,
     "graph_alignment": _usual(rivals.graph_alignment),
     "relation_alignment": _usual(rivals.relation_alignment),

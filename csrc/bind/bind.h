@@ -7,6 +7,7 @@ void bind_packed_rows(pybind11::module_& m);
 void bind_distance(pybind11::module_& m);
 void bind_batch_hard(pybind11::module_& m);
 void bind_weighted_triplet(pybind11::module_& m);
+void bind_neighbor_loss(pybind11::module_& m);
 void bind_planes(pybind11::module_& m);
 void bind_gem_pool(pybind11::module_& m);
 void bind_augment(pybind11::module_& m);

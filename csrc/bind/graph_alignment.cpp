@@ -10,6 +10,7 @@
 #include "../parallel.h"
 #include "../tensor_view.h"
 #include "bind.h"
+#include "distance_tiles.h"
 #include "rows.h"
 
 namespace vifast {
@@ -28,30 +29,10 @@ GraphSaved graph_saved_at(const double* grad, const double* base, int64_t n, int
           base + 5 * n + first};
 }
 
-// One graph: rows [n, d], and what makes tiles of their distances.
-struct Graph {
-  const float* x;
-  int64_t n, d;
-  bool packs;  // otherwise the one tile is made of few rows at once
-  std::vector<float> mean, sq;
-  PackedRows packed;
-
-  Graph(const float* rows, int64_t n_rows, int64_t columns, bool pack, int threads)
-      : x(rows), n(n_rows), d(columns), packs(pack), mean(common_mean(rows, n_rows, nullptr, 0, columns, threads)), sq(n_rows) {
-    if (pack) packed = PackedRows(x, n, d, mean.data(), sq.data(), threads);
-  }
-
-  void distances(Tile t, GraphKind kind, float* out, int threads) {
-    const bool diagonal = t.row0 == t.col0;
-    if (packs) {
-      products(packed, packed, t, diagonal, out, t.cols, threads);
-    } else {
-      small_products(x, n, d, mean.data(), out, sq.data(), threads);
-    }
-    tile_distances(x, x, d, sq.data(), sq.data(), t, diagonal, kind.floor, kind.root, out, t.cols, threads);
-    if (diagonal) mirror(out, t.rows, threads);
-  }
-};
+// Tiles of the distances within a set; see DistanceTiles for pack.
+DistanceTiles graph_of(const float* x, int64_t n, int64_t d, bool pack, int threads) {
+  return DistanceTiles(x, n, nullptr, 0, d, common_mean(x, n, nullptr, 0, d, threads), pack, threads);
+}
 
 // Divergences of all rows and what their gradient needs. dist_a, dist_b: [N, N] for at most kSmall rows or None.
 void graph_forward(py::object a, py::object b, bool root, double scale, double floor, bool diagonal, bool symmetric, py::object loss,
@@ -71,7 +52,7 @@ void graph_forward(py::object a, py::object b, bool root, double scale, double f
   const GraphKind kind{root, scale, static_cast<float>(floor)};
   py::gil_scoped_release release;
 
-  Graph u(pa, n, d, kept_a == nullptr, threads), v(pb, n, e, kept_b == nullptr, threads);
+  DistanceTiles u = graph_of(pa, n, d, kept_a == nullptr, threads), v = graph_of(pb, n, e, kept_b == nullptr, threads);
   std::vector<double> state(kGraphSaved * n, 0.0);
   auto side = [&](int64_t first_row, int64_t first) {
     double* base = state.data() + first_row * n + first;
@@ -80,8 +61,8 @@ void graph_forward(py::object a, py::object b, bool root, double scale, double f
   std::fill_n(side(0, 0).m, n, -INFINITY);
   std::fill_n(side(3, 0).m, n, -INFINITY);
   auto fold = [&](Tile t, float* tile_u, float* tile_v) {
-    u.distances(t, kind, tile_u, threads);
-    v.distances(t, kind, tile_v, threads);
+    u.fill(t, kind.floor, kind.root, tile_u, threads);
+    v.fill(t, kind.floor, kind.root, tile_v, threads);
     const bool own = t.row0 == t.col0;
     parallel_for(t.rows, row_grain(t.cols), threads, [&](int64_t r0, int64_t r1) {
       VIFAST_DISPATCH(graph_fold_rows, tile_u, tile_v, t.cols, r0, r1, own && !diagonal, scale, side(0, t.row0), side(3, t.row0));
@@ -126,8 +107,8 @@ class GraphBackward {
     const int64_t d = va.size(1), e = vb.size(1);
     if (kept_) return;
     py::gil_scoped_release release;
-    u_ = std::make_unique<Graph>(pa, n_, d, true, threads);
-    v_ = std::make_unique<Graph>(pb, n_, e, true, threads);
+    u_ = std::make_unique<DistanceTiles>(graph_of(pa, n_, d, true, threads));
+    v_ = std::make_unique<DistanceTiles>(graph_of(pb, n_, e, true, threads));
   }
 
   // Tiles of the upper triangle, those on the diagonal last, when the sums are complete.
@@ -142,8 +123,8 @@ class GraphBackward {
     }
     py::gil_scoped_release release;
     if (!kept_) {
-      u_->distances(t, kind_, u, threads);
-      v_->distances(t, kind_, v, threads);
+      u_->fill(t, kind_.floor, kind_.root, u, threads);
+      v_->fill(t, kind_.floor, kind_.root, v, threads);
     }
     const GraphSaved rows = graph_saved_at(grad_.data(), saved_.data(), n_, row0), cols = graph_saved_at(grad_.data(), saved_.data(), n_, col0);
     parallel_for(t.rows, row_grain(t.cols), threads, [&](int64_t r0, int64_t r1) {
@@ -169,7 +150,7 @@ class GraphBackward {
   GraphKind kind_;
   bool symmetric_, kept_;
   std::vector<double> saved_, grad_, u_sums_, v_sums_;
-  std::unique_ptr<Graph> u_, v_;
+  std::unique_ptr<DistanceTiles> u_, v_;
 };
 
 }  // namespace

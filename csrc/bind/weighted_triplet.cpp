@@ -11,6 +11,7 @@
 #include "../parallel.h"
 #include "../tensor_view.h"
 #include "bind.h"
+#include "distance_tiles.h"
 #include "rows.h"
 
 namespace vifast {
@@ -50,14 +51,12 @@ void forward(py::object feat, py::object labels, bool stable, py::object loss, p
   if (kept != nullptr && n > kSmall) throw py::value_error("dist: expected None beyond " + std::to_string(kSmall) + " rows");
   py::gil_scoped_release release;
 
-  const std::vector<float> origin = common_mean(x, n, nullptr, 0, d, threads);
-  std::copy(origin.begin(), origin.end(), pm);
+  DistanceTiles tiles(x, n, nullptr, 0, d, common_mean(x, n, nullptr, 0, d, threads), kept == nullptr, threads);
+  std::copy(tiles.origin().begin(), tiles.origin().end(), pm);
   SoftmaxStore pos(n, -INFINITY), neg(n, stable ? -INFINITY : 0.0);
-  std::vector<float> sq(n);
-  auto fold = [&](float* tile, Tile t) {
+  auto fold = [&](Tile t, float* tile) {
     const bool diagonal = t.row0 == t.col0;
-    tile_distances(x, x, d, sq.data(), sq.data(), t, diagonal, kWrtFloor, true, tile, t.cols, threads);
-    if (diagonal) mirror(tile, t.rows, threads);
+    tiles.fill(t, kWrtFloor, true, tile, threads);
     const int32_t *rows = codes.data() + t.row0, *cols = codes.data() + t.col0;
     parallel_for(t.rows, row_grain(t.cols), threads, [&](int64_t r0, int64_t r1) {
       VIFAST_DISPATCH(wrt_fold_rows, tile, t.cols, r0, r1, rows, cols, stable, pos.at(t.row0), neg.at(t.row0));
@@ -68,15 +67,10 @@ void forward(py::object feat, py::object labels, bool stable, py::object loss, p
     });
   };
   if (kept != nullptr) {
-    small_products(x, n, d, origin.data(), kept, sq.data(), threads);
-    fold(kept, {0, n, 0, n});
+    fold({0, n, 0, n}, kept);
   } else {
-    const PackedRows packed(x, n, d, origin.data(), sq.data(), threads);
     const std::unique_ptr<float[]> tile(new float[std::min(n, kTile) * std::min(n, kTile)]);
-    each_tile(n, n, true, [&](Tile t) {
-      products(packed, packed, t, t.row0 == t.col0, tile.get(), t.cols, threads);
-      fold(tile.get(), t);
-    });
+    each_tile(n, n, true, [&](Tile t) { fold(t, tile.get()); });
   }
   const double eps = stable ? 0.0 : kWrtEps;
   for (int64_t i = 0; i < n; ++i) {
@@ -99,21 +93,20 @@ void forward(py::object feat, py::object labels, bool stable, py::object loss, p
 // The weights w of the gradient w @ (feat - mean), tile by tile: -s_ij, and the sum of its row on the diagonal.
 class WrtBackward {
  public:
-  // grad: of the loss of each anchor; saved: as the forward left it. centered: feat less its mean, or None where the forward kept
-  // the distances, which the one tile then holds.
-  WrtBackward(py::object feat, py::object centered, py::object labels, bool stable, py::object grad, py::object saved, int threads)
-      : feat_(feat), n_(TensorView(feat, "feat").size(0)), d_(TensorView(feat, "feat").size(1)), codes_(codes_of(labels, n_)), stable_(stable),
-        sums_(n_, 0.0) {
-    x_ = TensorView(feat, "feat").data<float>({n_, d_});
+  // grad: of the loss of each anchor; saved, mean: as the forward left them; mean None where it kept the distances, which the one
+  // tile then holds.
+  WrtBackward(py::object feat, py::object mean, py::object labels, bool stable, py::object grad, py::object saved, int threads)
+      : feat_(feat), n_(TensorView(feat, "feat").size(0)), codes_(codes_of(labels, n_)), stable_(stable), sums_(n_, 0.0) {
     const float* ps = TensorView(saved, "saved").data<float>({kSaved, n_});
     const float* pg = TensorView(grad, "grad").data<float>({n_});
     saved_.assign(ps, ps + kSaved * n_);
     for (int64_t i = 0; i < n_; ++i) saved_[i] *= pg[i];
-    if (centered.is_none()) return;
-    sq_.resize(n_);
-    const float* xc = TensorView(centered, "centered").data<float>({n_, d_});
+    if (mean.is_none()) return;
+    const TensorView vx(feat, "feat");
+    const int64_t d = vx.size(1);
+    const float *x = vx.data<float>({n_, d}), *pm = TensorView(mean, "mean").data<float>({d});
     py::gil_scoped_release release;
-    packed_ = PackedRows(xc, n_, d_, nullptr, sq_.data(), threads);
+    tiles_ = std::make_unique<DistanceTiles>(x, n_, nullptr, 0, d, std::vector<float>(pm, pm + d), true, threads);
   }
 
   // Tiles of the upper triangle, those on the diagonal last, when the sums are complete.
@@ -126,11 +119,7 @@ class WrtBackward {
       throw py::value_error("tile: expected rows and columns of feat, beginning at multiples of " + std::to_string(kPanel));
     }
     py::gil_scoped_release release;
-    if (!sq_.empty()) {
-      products(packed_, packed_, t, diagonal, w, t.cols, threads);
-      tile_distances(x_, x_, d_, sq_.data(), sq_.data(), t, diagonal, kWrtFloor, true, w, t.cols, threads);
-      if (diagonal) mirror(w, t.rows, threads);
-    }
+    if (tiles_ != nullptr) tiles_->fill(t, kWrtFloor, true, w, threads);
     const WrtSaved rows = saved_at(saved_.data(), n_, row0), cols = saved_at(saved_.data(), n_, col0);
     const int32_t *row_codes = codes_.data() + row0, *col_codes = codes_.data() + col0;
     parallel_for(t.rows, row_grain(t.cols), threads, [&](int64_t r0, int64_t r1) {
@@ -146,14 +135,13 @@ class WrtBackward {
   }
 
  private:
-  py::object feat_;  // keeps x_ alive
-  const float* x_;
-  int64_t n_, d_;
+  py::object feat_;  // keeps the rows alive
+  int64_t n_;
   std::vector<int32_t> codes_;
   bool stable_;
-  std::vector<float> sq_, saved_;
+  std::vector<float> saved_;
   std::vector<double> sums_;
-  PackedRows packed_;
+  std::unique_ptr<DistanceTiles> tiles_;
 };
 
 }  // namespace
@@ -162,7 +150,7 @@ void bind_weighted_triplet(py::module_& m) {
   m.def("wrt_forward", &forward, py::arg("feat"), py::arg("labels"), py::arg("stable"), py::arg("loss"), py::arg("saved"), py::arg("mean"),
         py::arg("dist"), py::arg("threads"), "Weighted triplet loss of every anchor, see csrc/weighted_triplet.h.");
   py::class_<WrtBackward>(m, "WrtBackward", "Weights of differences of its gradient.")
-      .def(py::init<py::object, py::object, py::object, bool, py::object, py::object, int>(), py::arg("feat"), py::arg("centered"),
+      .def(py::init<py::object, py::object, py::object, bool, py::object, py::object, int>(), py::arg("feat"), py::arg("mean"),
            py::arg("labels"), py::arg("stable"), py::arg("grad"), py::arg("saved"), py::arg("threads"))
       .def("weigh", &WrtBackward::weigh, py::arg("tile"), py::arg("row0"), py::arg("col0"), py::arg("threads"));
 }

@@ -29,7 +29,7 @@ void center_rows(const float* x, int64_t d, const float* mean, int64_t r0, int64
     const float* in = x + r * d;
     float* out = centered + r * d;
 #pragma omp simd
-    for (int64_t k = 0; k < d; ++k) out[k] = in[k] - mean[k];
+    for (int64_t k = 0; k < d; ++k) out[k] = std::fabs(in[k]) <= 3.4028234e38f ? in[k] - mean[k] : 0.0f;
   }
 }
 

@@ -319,7 +319,10 @@ def test_memory_is_linear_in_rows(tmp_path):
         from vifast.testing import features
         feat, labels = features(8192, 64)
         feat.requires_grad_()
-        losses = F.triplet_loss, F.weighted_triplet_loss, lambda x, y: F.graph_alignment(x, x.flip(1))
+        def graph(x, y):
+            return F.graph_alignment(x, x.flip(1))
+
+        losses = F.triplet_loss, F.weighted_triplet_loss, F.neighbor_loss, graph
         for loss in losses:
             loss(feat[:600], labels[:600]).backward()  # load everything once
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

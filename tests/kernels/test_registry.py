@@ -14,6 +14,7 @@ ARGS = {
     "pairwise_distance": (FEAT, None, 1e-12, True, "exact"),
     "pairwise_distance_backward": (torch.ones(9, 9), torch.rand(9, 9) + 1, FEAT, None, 1e-12, True),
     "weighted_triplet": (FEAT, LABELS, False, "exact", "mean"),
+    "neighbor_loss": (FEAT, LABELS, None, None, "euclidean", 1.0, "exact", "mean"),
 }
 
 

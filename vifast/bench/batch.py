@@ -1,5 +1,7 @@
 """Losses of a batch whose floor is a matrix product."""
 
+from functools import partial
+
 import torch
 
 from vifast import functional
@@ -23,10 +25,12 @@ def _pairwise(n, d, device="cpu", dtype=torch.float32):
     return Work(functional.pairwise_distance, (feat,), (product(feat, feat),))
 
 
+INFO_NCE = partial(functional.neighbor_loss, metric="cosine", temperature=0.1)
 BATCHES = tuple((n, 2048) for n in (64, 128, 512, 2048, 8192))
 
 CASES = (
     Case("triplet_loss", BATCHES, _loss(functional.triplet_loss, 0)),
     Case("weighted_triplet_loss", BATCHES, _loss(functional.weighted_triplet_loss, 2)),
+    Case("neighbor_loss", BATCHES, _loss(INFO_NCE, 2)),
     Case("pairwise_distance", BATCHES[1:], _pairwise),
 )

@@ -1,10 +1,9 @@
-import torch
 from torch import Tensor
 
 from vifast import _checks
 from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reference_of
-from vifast.functional.pairwise_distance import pairwise_distance
-from vifast.kernels._reduction import reduced
+from vifast.kernels.neighbor_loss import neighbor_loss as _neighbor_loss
+from vifast.kernels.unit_rows import unit_rows
 
 
 def neighbor_loss(
@@ -42,7 +41,7 @@ def neighbor_loss(
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it.
 
-    Memory: N x M distances and probabilities. Source: spec idkl 4; dakd 5.5; Khosla et al. 2020.
+    Memory: a few N x D and M x D arrays, never N x M. Source: spec idkl 4; dakd 5.5; Khosla et al. 2020.
 
     Example:
         >>> import torch
@@ -57,24 +56,7 @@ def neighbor_loss(
     _checks.positive("temperature", temperature)
     _checks.one_of("reduction", reduction, REDUCTIONS)
     _checks.one_of("precision", precision, PRECISIONS)
-    sound, x = _sound(feat)
-    to_sound, y = (sound, None) if reference is None else _sound(reference)
-    dist = pairwise_distance(x, y, metric=metric, precision=precision) / temperature
-    others = sound.unsqueeze(1) & to_sound
-    same = labels.unsqueeze(1) == (labels if reference is None else to_labels)
-    if reference is None:
-        others = others & torch.eye(len(feat), dtype=torch.bool, device=feat.device).logical_not()
-    positive = others & same
-    count = positive.sum(1)
-    # The lowest number and not -inf: a row without others would have the softmax of nothing.
-    partition = torch.where(others, -dist, torch.finfo(dist.dtype).min).logsumexp(1) if dist.size(1) else dist.sum(1)
-    mean = torch.where(positive, dist, 0.0).sum(1) / count.clamp(min=1)
-    rows = torch.where(count > 0, partition + mean - count.clamp(min=1).log(), 0.0)
-    spoilt = ~sound if reference is None else ~sound | ~to_sound.all()
-    return reduced(torch.where(spoilt, torch.nan, rows), reduction)
-
-
-def _sound(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows are finite, and the rows with the others set to 0, so that they spoil no gradient but their own."""
-    sound = x.isfinite().all(1)
-    return sound, torch.where(sound.unsqueeze(1), x, 0.0)
+    if metric == "cosine":
+        feat, reference = unit_rows(feat), None if reference is None else unit_rows(reference)
+    args = feat, labels, reference, to_labels, metric, float(temperature), precision, reduction
+    return _neighbor_loss(*args)[0]
