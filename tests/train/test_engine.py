@@ -15,7 +15,7 @@ from vifast.train import checkpoint
 from vifast.train.config import load_config
 from vifast.train.log import read_metrics
 from vifast.train.loop import RunError, Trainer
-from vifast.train.plan import PROBE, plan_run
+from vifast.train.plan import PROBE, _Peak, plan_run
 
 OPTIONS = "options={backbone: resnet_tiny, backbone_width: 4, reduction: 4, graph: light, dropout: 0.0}"
 IDKL = ["system=idkl", "optimizer={name: adam}", OPTIONS]
@@ -192,8 +192,42 @@ def test_plan_counts_the_teacher_of_a_later_stage(tiny_overrides, tmp_path):
     assert plans[0].parameters == plans[1].parameters
     # A forward and its backward, two products for one, are three; the teacher's forward is the fourth.
     assert plans[1].flops_per_image / plans[0].flops_per_image == pytest.approx(4 / 3, rel=0.05)
+    assert (plans[0].teacher_bytes, plans[0].taught_bytes_per_image) == (0, 0)
+    assert not any(name == "teacher" for name, _ in plans[0].rows())
+    assert dict(plans[1].rows())["teacher"].startswith("0.00 GiB of it for weights; its forward holds 0.0 before")
     with pytest.raises(FileNotFoundError, match=r"^previous: expected the folder of a finished stage"):
         plan_run(load_config("agw-sysu", [*tiny_overrides, *CKDA, *sized, "options.previous=nowhere"]))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("system", ["ckda", "lwf"])
+def test_plan_counts_the_bytes_of_the_teacher(tiny_overrides, tmp_path, precision, system):
+    sized = ["dataset.height=64", "dataset.width=32", "epochs=1", "steps_per_epoch=1", f"system={system}"]
+    overrides = [*tiny_overrides, *CKDA, *sized, f"precision={precision}"]
+    Trainer(load_config("agw-sysu", overrides), tmp_path / "one", quiet=True).fit()
+    config = load_config("agw-sysu", [*overrides, f"options.previous={tmp_path / 'one'}"])
+    trainer = Trainer(config, tmp_path / "two", quiet=True)
+    trainer.fit()
+    plan, teacher = plan_run(config), trainer.system.teacher.module
+    assert plan.teacher_bytes == sum(tensor.nbytes for tensor in (*teacher.parameters(), *teacher.buffers()))
+    own = sum(tensor.nbytes for tensor in (*trainer.system.parameters(), *trainer.system.buffers()))
+    assert plan.state_bytes == own + 4 * plan.trained * (1 + 2)
+    assert plan.memory == plan.state_bytes + plan.teacher_bytes + plan.batch * plan.saved_bytes_per_image
+    assert 0 < plan.taught_bytes_per_image < plan.saved_bytes_per_image
+
+
+def test_a_peak_is_what_lives_at_a_time():
+    given = torch.ones(1000)
+    with _Peak({torch.Size((7, 7))}) as peak:
+        one = given + 1
+        two = (one * 2).relu()  # three of 4,000 bytes
+        one.mul_(2)
+        del one
+        rows = two.view(10, 100).t()
+        torch.ones(7, 7)
+        kept = rows.contiguous()
+        del rows, two
+    assert (peak.most, peak.held) == (12_000, kept.nbytes)
 
 
 def test_a_wrong_configuration_of_the_system_is_an_error_before_any_file(tiny_overrides, tmp_path):

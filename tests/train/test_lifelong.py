@@ -18,11 +18,12 @@ from same_runs import trajectory
 
 from vifast.data import synthetic
 from vifast.train import checkpoint, lifelong
-from vifast.train.config import ConfigError
+from vifast.train.config import ConfigError, load_config
 from vifast.train.evaluate import evaluate_run
-from vifast.train.lifelong import Lifelong, extract_any, joint
+from vifast.train.lifelong import Lifelong, extract_any, joint, plan_stages
 from vifast.train.lifelong_config import dump_lifelong, load_lifelong
 from vifast.train.loop import RunError, Trainer
+from vifast.train.plan import plan_run
 
 TINY = [
     *("options.backbone=vit_tiny_demo", "options.stride=16", "epochs=2", "steps_per_epoch=2", "precision=no"),
@@ -196,9 +197,6 @@ def test_two_processes_train_and_score_together(configured, tmp_path):
 
 def test_a_finished_run_goes_on_with_a_longer_order(configured, whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "run")
-    for stage in ("1-vcm", "2-regdb"):  # it remembers where it was; moved by hand here
-        text = (out / stage / "config.yaml").read_text()
-        (out / stage / "config.yaml").write_text(text.replace(str(whole), str(out)))
     before = weights(out / "2-regdb")
     longer = configured("order=[vcm, regdb, llcm]")
     with pytest.raises(RunError, match="already holds a run; add --resume"):
@@ -218,8 +216,6 @@ def untouched(out):
 def begun(whole, tmp_path):
     """A copy of a run whose second stage is not finished."""
     out = shutil.copytree(whole, tmp_path / "begun")
-    text = (out / "2-regdb" / "config.yaml").read_text()
-    (out / "2-regdb" / "config.yaml").write_text(text.replace(str(whole), str(out)))
     for name in ("results.json", "ranked.json"):
         (out / "2-regdb" / name).unlink()
     return out
@@ -262,6 +258,14 @@ def test_a_damaged_checkpoint_of_the_stage_under_way(begun, configured):
     path = checkpoint.latest(begun / "2-regdb") / checkpoint.STATE
     path.write_bytes(path.read_bytes()[:-400])
     refused(configured(), begun, ValueError, f"{re.escape(str(path))}: damaged")
+    path.unlink()
+    refused(configured(), begun, FileNotFoundError, f"{re.escape(str(path))}: no such file")
+
+
+@pytest.mark.parametrize("name", ["matrix.json", "2-regdb/run.json", "2-regdb/config.yaml", "config.yaml"])
+def test_other_damaged_files(begun, configured, name):
+    (begun / name).write_text("{")
+    refused(configured(), begun, ValueError, re.escape(str(begun / name)))
 
 
 def test_another_dataset_or_configuration_under_a_stage(begun, configured, roots, tmp_path):
@@ -270,12 +274,58 @@ def test_another_dataset_or_configuration_under_a_stage(begun, configured, roots
     roots["vcm"].rename(moved)
     try:
         shutil.copytree(other, roots["vcm"])
-        message = f"1-vcm: was trained on 6 identities, {re.escape(str(roots['vcm']))} has 7"
+        message = f"1-vcm: data: {re.escape(str(roots['vcm']))} is not what the run to resume was made from"
         refused(configured(), begun, RunError, message)
     finally:
         shutil.rmtree(roots["vcm"])
         moved.rename(roots["vcm"])
     refused(configured("stages.vcm.optimizer.lr=1"), begun, RunError, r"1-vcm.*has another optimizer\.lr")
+
+
+def test_what_would_fail_in_a_later_stage_is_told_before_the_first(configured, tmp_path):
+    for change, message in (
+        ("stages.regdb.dataset.num_ids=5", "^stages.regdb: num_ids: expected at most 4, .* got 5$"),
+        ("stages.regdb.dataset.height=48", "^stages.regdb: previous: 1-vcm/weights.safetensors: does not fit this"),
+        ("stages.regdb.system=lwf", "^stages.regdb: previous: 1-vcm/knowledge.safetensors: expected head0"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            run(configured(change), tmp_path / "run")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_and_datasets_may_lie_elsewhere_when_it_goes_on(configured, roots, whole, tmp_path, kill, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", Trainer._train_step)
+        kill(Trainer, "_train_step", 6)
+        with pytest.raises(Killed):
+            run(configured(), tmp_path / "run").fit()
+        patch.undo()
+    monkeypatch.undo()
+    moved = shutil.copytree(roots["vcm"].parent, tmp_path / "data")
+    (tmp_path / "run").rename(tmp_path / "other")
+    config = configured(*(f"data.{name}={moved / root.name}" for name, root in roots.items()))
+    run(config, tmp_path / "other", resume=True).fit()
+    same_stages(tmp_path / "other", whole)
+    assert load_lifelong(tmp_path / "other" / "config.yaml") == config
+    assert load_config(tmp_path / "other" / "2-regdb" / "config.yaml").data == moved / roots["regdb"].name
+
+
+def test_a_folder_with_stages_is_a_run_even_without_its_configuration(begun, configured):
+    (begun / "config.yaml").unlink()
+    with pytest.raises(RunError, match="begun: already holds a run; add --resume"):
+        run(configured(), begun)
+
+
+def test_a_plan_has_the_teachers_of_later_stages(configured, whole):
+    for preset, taught in (("ckda", True), ("ckda-lwf", True), ("ckda-ema", False)):
+        first, second = (plan for _, plan in plan_stages(configured(preset=preset)))
+        assert (first.teacher_bytes, second.teacher_bytes > 0) == (0, taught)
+        assert (second.flops_per_image > 1.2 * first.flops_per_image) == taught
+    config = configured()
+    (_, first), (_, second) = plan_stages(config)
+    assert first == plan_run(config.stage(0, None))
+    assert second == plan_run(config.stage(1, whole / "1-vcm"))  # as of one that is there
 
 
 def test_a_stage_whose_predecessor_is_gone(begun, configured):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from same_runs import same_run, trajectory
 
+from vifast.models import fold_norms
 from vifast.report import render
 from vifast.train import checkpoint, stages
 from vifast.train.config import ConfigError, load_config
@@ -19,7 +21,7 @@ from vifast.train.loop import RunError, Stopped
 from vifast.train.plan import plan_run
 from vifast.train.record import read_run
 from vifast.train.run_page import make_page
-from vifast.train.teacher import teacher_config
+from vifast.train.teacher import teacher_config, untrained_teacher
 
 TEACHER = "teacher_config={base: agw-sysu, epochs: 2, evaluate_every: 1, dataset: {num_ids: 2, num_instances: 2}}"
 
@@ -295,8 +297,34 @@ def test_a_teacher_that_is_trained_first_takes_over_the_run_s_data_and_network(o
 
 def test_a_plan_counts_the_teacher(overrides, whole):
     """A student's passes forward and backward, and the teacher's forward on top."""
-    plan = plan_run(load_config("dakd-sysu", [*overrides, f"teacher={whole}"]))
-    assert plan == plan_run(load_config("dakd-sysu", [*overrides, f"teacher={whole}", "options.teacher_view=weak"]))
+    config = load_config("dakd-sysu", [*overrides, f"teacher={whole}"])
+    plan = plan_run(config)
+    weak = plan_run(load_config("dakd-sysu", [*overrides, f"teacher={whole}", "options.teacher_view=weak"]))
+    images = weak.taught_bytes_per_image - plan.taught_bytes_per_image
+    assert images == 4 * 3 * 32 * 16  # of its own view, put in order
+    assert replace(weak, taught_bytes_per_image=plan.taught_bytes_per_image) == plan
     teacher = plan_run(load_config(whole / "teacher" / "config.yaml"))
     assert plan.flops_per_image > 1.2 * teacher.flops_per_image
     assert plan.trained < plan.parameters
+    frozen = fold_norms(untrained_teacher(config, plan.num_classes))
+    assert plan.teacher_bytes == sum(tensor.nbytes for tensor in (*frozen.parameters(), *frozen.buffers()))
+    assert 0 < plan.taught_bytes_per_image < plan.saved_bytes_per_image
+
+
+def test_a_teacher_may_lie_elsewhere_when_its_student_goes_on(whole, overrides, tmp_path, monkeypatch):
+    given = [*overrides, "checkpoint_every=1", "epochs=2"]
+    teacher = shutil.copytree(whole / "teacher", tmp_path / "teacher")
+    killed_at(monkeypatch, 3, load_config("dakd-sysu", [*given, f"teacher={teacher}"]), tmp_path / "run")
+    config = load_config("dakd-sysu", [*given, f"teacher={teacher.rename(tmp_path / 'elsewhere')}"])
+    stages.train(config, tmp_path / "run", resume=True, quiet=True)
+    assert trajectory(tmp_path / "run") == trajectory(whole)
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert evaluate_run(tmp_path / "run", config.data).scores.to_json() == (whole / "results.json").read_text()
+    assert "Teacher and student" not in render(make_page([tmp_path / "run"]))
+    with pytest.raises(ConfigError, match=r"^teacher: .*elsewhere: not a run's folder, it has no config\.yaml$"):
+        stages.train(config, tmp_path / "run", resume=True, quiet=True)
+    other = config.model_copy(update={"teacher": whole})  # the student, as good a teacher as any
+    with pytest.raises(RunError, match=f"^{tmp_path / 'run'}: teacher: {whole} is not what the run to resume was made"):
+        stages.train(other, tmp_path / "run", resume=True, quiet=True)
+    with pytest.raises(RunError, match=r"the run to resume has another teacher$"):
+        stages.train(other.model_copy(update={"teacher": None}), tmp_path / "run", resume=True, quiet=True)

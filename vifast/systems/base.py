@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from vifast.systems.gather import all_rows
+from vifast.systems.stage import Left
 
 #: As `vifast.data.make_loader` yields it: ``image [N, 3, H, W]`` normalised, ``modality [N]`` (0 visible, 1
 #: infrared), ``index [N]`` in the dataset, ``label [N]`` in 0..num_classes-1 while training; ``auxiliary``, a
@@ -39,12 +40,12 @@ class System(nn.Module, ABC):
 
     ``Options`` is a frozen dataclass of the system's own hyper-parameters; the configuration validates it. ``gather``
     says whose rows the objective sees: those of this process (``"rank"``), or of ``"all"``. ``watch`` is entered around
-    the parts of a step by their names, ``"forward"`` and ``"losses"``, so that the loop can time them. ``starts`` are
-    the options that name files of which fresh weights are made: a trained system is built without them. A system that
-    ``needs_teacher`` is given one by `learn_from` before its first step; batches have ``auxiliary`` images, those of
-    ``make_loader(auxiliary=True)``, for one that asks for them. ``observe`` is not None in the steps of which
-    more is to be recorded than their parts: it takes tensors by name, scalars and vectors. ``step`` counts the
-    optimiser's steps before the one under way.
+    the parts of a step by their names, ``"teacher"``, ``"forward"`` and ``"losses"``, so that the loop can time them.
+    ``starts`` are the options that name files of which fresh weights are made: a trained system is built without them,
+    and where they lie is not compared where a run goes on. A system that ``needs_teacher`` is given one by `learn_from`
+    before its first step; batches have ``auxiliary`` images, those of ``make_loader(auxiliary=True)``, for one that
+    asks for them. ``observe`` is not None in the steps of which more is to be recorded than their parts: it takes
+    tensors by name, scalars and vectors. ``step`` counts the optimiser's steps before the one under way.
     """
 
     Options: ClassVar[type]
@@ -89,6 +90,16 @@ class System(nn.Module, ABC):
             ValueError: it is not one to learn from; the message begins with ``teacher:``.
         """
         raise ValueError(f"teacher: expected none, {type(self).__name__} learns from labels alone")
+
+    def continue_from(self, left: Left, place: str) -> None:
+        """Makes fresh weights those of the stage after the one that ``left`` its own and its knowledge, see `finish`,
+        at ``place``.
+
+        Raises:
+            FileNotFoundError, ValueError: something of it is missing or does not fit; the message begins with
+                ``previous:`` and has the place.
+        """
+        raise ValueError(f"previous: expected none, {type(self).__name__} has one stage")
 
     def start_epoch(self, epoch: int, images: TrainingImages) -> None:
         """Called once before the first step of each epoch (from 0), for memories and prototypes; nothing here.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from vifast.nn import Frozen
 from vifast.systems.base import Batch, TrainingImages
 from vifast.systems.ckda import CKDA, CKDAOptions
 from vifast.systems.ckda.system import halves
-from vifast.systems.stage import FINAL, KNOWLEDGE, read_final
+from vifast.systems.stage import KNOWLEDGE, Left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +49,13 @@ class LwF(CKDA):
     """
 
     Options = LwFOptions
-
-    def __init__(self, options: LwFOptions, *, num_classes: int):
-        super().__init__(options, num_classes=num_classes)
-        self.heads: list[str] = []  # names of the old classifiers' buffers, by stage
-        if options.previous is not None:
-            self.teacher = Frozen(copy.deepcopy(self.network))
-            for name, weight in _read_heads(options.previous, self.classifier.in_features).items():
-                self.register_buffer(name, weight, persistent=False)
-                self.heads.append(name)
+    heads: tuple[str, ...] = ()  # names of the old classifiers' buffers, by stage
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         images, modality = batch["image"], batch["modality"]
+        taught = [] if self.teacher is None else [self._old_neck(images, modality)]
         with self.watch("forward"):
             feat, _ = self.network(images, modality)
-            with torch.no_grad():
-                old = None if self.teacher is None else self.teacher.module
-                taught = [] if old is None else [old.neck(old(images, modality)[0])]
         with self.watch("losses"), torch.autocast(feat.device.type, enabled=False):
             feat, modality, labels, *old = self.mined(feat, modality, batch["label"], *taught)
             order = modality.argsort(stable=True)
@@ -84,18 +74,28 @@ class LwF(CKDA):
         old = {name: getattr(self, name) for name in self.heads}
         return old | {f"head{len(old)}": self.classifier.weight}
 
+    def _remember(self, left: Left, path: str) -> None:
+        self.teacher = Frozen(copy.deepcopy(self.network))
+        heads = _checked(left(KNOWLEDGE), self.classifier.in_features, path)
+        self.heads = tuple(f"head{number}" for number in range(len(heads)))
+        for name in self.heads:
+            self.register_buffer(name, heads[name], persistent=False)
+
+    def _old_neck(self, images: Tensor, modality: Tensor) -> Tensor:
+        """The teacher's features after the neck."""
+        teacher = self._cast_teacher(images.device.type)
+        with self.watch("teacher"), torch.no_grad():
+            return teacher.neck(teacher(images, modality)[0])
+
     def _distilled(self, new: Tensor, old: Tensor, head: Tensor) -> Tensor:
         temperature = self.options.temperature
         student, teacher = ((linear(rows, head) / temperature).log_softmax(1) for rows in (new, old))
         return temperature**2 * kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def _read_heads(previous: str, width: int) -> dict[str, Tensor]:
-    found = read_final(previous, KNOWLEDGE)
-    names = [f"head{number}" for number in range(len(found))]
-    if not names or found.keys() != set(names) or any(w.dim() != 2 or w.size(1) != width for w in found.values()):
+def _checked(found: Mapping[str, Tensor], width: int, place: str) -> Mapping[str, Tensor]:
+    names = {f"head{number}" for number in range(len(found))}
+    if not names or found.keys() != names or any(w.dim() != 2 or w.size(1) != width for w in found.values()):
         shapes = {name: list(weight.shape) for name, weight in found.items()}
-        raise ValueError(
-            f"previous: {Path(previous) / FINAL / KNOWLEDGE}: expected head0 .. [C, {width}], got {shapes}"
-        )
-    return {name: found[name] for name in names}
+        raise ValueError(f"{place}: expected head0 .. [C, {width}], got {shapes}")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -9,6 +10,9 @@ from torch import Tensor
 from vifast.models import read_tensors
 
 FINAL, WEIGHTS, KNOWLEDGE = "final", "weights.safetensors", "knowledge.safetensors"
+
+#: The tensors of `WEIGHTS` or `KNOWLEDGE`, by that name.
+Left = Callable[[str], Mapping[str, Tensor]]
 
 
 def read_final(run: str | Path, name: str) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from vifast import systems
 from vifast.systems import System
 from vifast.train import checkpoint
 from vifast.train.config import TrainConfig, load_config
-from vifast.train.record import require_run
+from vifast.train.record import CONFIG, read_facts, require_run
 
 
 def prepare_torch(config: TrainConfig) -> None:
@@ -27,17 +26,17 @@ def prepare_torch(config: TrainConfig) -> None:
     torch.backends.cudnn.benchmark = not config.deterministic
 
 
-def build_system(config: TrainConfig, num_classes: int, *, trained: bool = False) -> System:
+def build_system(config: TrainConfig, num_classes: int, *, trained: bool = False, resumed: bool = False) -> System:
     """The system of a configuration, in its memory format.
 
     Options of these names that are None are what the configuration says elsewhere: ``image_size``, and
     ``num_instances``, images of an identity in a batch. A ``trained`` one gets its weights later, and is built without
-    the files that a fresh one starts from.
+    the files that a fresh one starts from; a ``resumed`` one, too, but it still needs what teaches it.
     """
     kind, options, dataset = systems.get(config.system), config.options, config.dataset
     told = {"image_size": (dataset.height, dataset.width), "num_instances": 2 * dataset.num_instances}
     told = {name: value for name, value in told.items() if getattr(options, name, 0) is None}
-    nothing = dict.fromkeys(kind.starts) if trained else {}
+    nothing = dict.fromkeys(name for name in kind.starts if trained or (resumed and name == "weights"))
     system = kind.build(dataclasses.replace(options, **told, **nothing), num_classes=num_classes)
     system.gather = config.gather
     return system.to(memory_format=torch.channels_last) if config.channels_last else system
@@ -52,7 +51,7 @@ def load_run(run: Path, which: str = "last", overrides: Sequence[str] = ()) -> t
     """
     require_run(run)
     weights = checkpoint.find_weights(run, which)
-    config = load_config(run / "config.yaml", overrides)
+    config = load_config(run / CONFIG, overrides)
     system = build_system(config, num_classes(run), trained=True)
     checkpoint.load_weights(weights, system)
     return system, config
@@ -60,4 +59,4 @@ def load_run(run: Path, which: str = "last", overrides: Sequence[str] = ()) -> t
 
 def num_classes(run: Path) -> int:
     """Identities that a run was trained on."""
-    return json.loads((run / "run.json").read_text())["num_classes"]
+    return read_facts(run)["num_classes"]

@@ -1,5 +1,6 @@
 """From a configuration to its dataset and loaders."""
 
+from collections.abc import Sized
 from dataclasses import replace
 from functools import reduce
 
@@ -19,6 +20,7 @@ from vifast.data import (
 )
 from vifast.data.layouts import READERS
 from vifast.data.records import joined
+from vifast.data.samplers import IdentitySampler
 from vifast.train.config import ConfigError, DatasetConfig, TrainConfig
 
 _OPTIONS = {  # of DatasetConfig, by reader
@@ -54,13 +56,11 @@ def _limited(dataset: Dataset, options: DatasetConfig) -> Dataset:
     return replace(dataset, train=reduce(joined, parts), identities=dataset.identities[: options.train_ids])
 
 
-def train_loader(
-    dataset: Dataset, config: TrainConfig, *, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
-) -> Loader:
-    """Augmented cross-modal PxK batches of the training split on `device`, or the share of one process in them."""
+def train_sampler(dataset: Dataset, config: TrainConfig, *, rank: int = 0, world_size: int = 1) -> IdentitySampler:
+    """Cross-modal PxK batches of the training split by their positions, or the share of one process in them."""
     options = config.dataset
     trained = dataset.train.labels < dataset.num_labels  # the first rows, see `_limited`
-    sampler = _SAMPLERS[options.sampler](
+    return _SAMPLERS[options.sampler](
         dataset.train.labels[trained],
         dataset.train.modality[trained],
         num_ids=options.num_ids,
@@ -71,13 +71,20 @@ def train_loader(
         world_size=world_size,
         **({"short": options.short} if options.sampler == "idkl" else {}),
     )
+
+
+def train_loader(
+    dataset: Dataset, config: TrainConfig, *, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu"
+) -> Loader:
+    """The batches of `train_sampler`, augmented, on `device`."""
+    options = config.dataset
     return make_loader(
         dataset.train,
         size=(options.height, options.width),
         augment=options.augment,
         auxiliary=systems.get(config.system).auxiliary,
         weak=weak_view(config),
-        batch_sampler=sampler,
+        batch_sampler=train_sampler(dataset, config, rank=rank, world_size=world_size),
         on_damage=options.on_damage,
         channels_last=config.channels_last,
         device=device,
@@ -92,9 +99,9 @@ def weak_view(config: TrainConfig) -> bool:
     return getattr(config.options, "teacher_view", "shared") == "weak"
 
 
-def epoch_steps(loader: Loader, config: TrainConfig) -> int:
-    """Optimiser steps of the loader's epoch; the last one may have fewer batches than the others."""
-    return -(-len(loader) // config.accumulate)
+def epoch_steps(batches: Sized, config: TrainConfig) -> int:
+    """Optimiser steps of an epoch of a loader or a sampler; the last one may have fewer batches than the others."""
+    return -(-len(batches) // config.accumulate)
 
 
 def eval_loader(samples: Samples, config: TrainConfig, *, device: torch.device | str = "cpu") -> Loader:

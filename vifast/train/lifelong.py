@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -18,16 +17,23 @@ from vifast.data import Dataset
 from vifast.data.layouts import recognise
 from vifast.data.records import joined
 from vifast.models import read_tensors
-from vifast.retrieval.protocols import ProtocolResult
 from vifast.train import checkpoint
-from vifast.train.build import build_system, load_run, num_classes, prepare_torch
+from vifast.train.build import build_system, load_run, prepare_torch
 from vifast.train.config import ConfigError, TrainConfig, read_config
 from vifast.train.datasets import open_dataset
 from vifast.train.evaluate import Extraction, evaluate_system, extract_run, extract_system
-from vifast.train.lifelong_config import LifelongConfig, build_lifelong, dump_lifelong, is_lifelong
-from vifast.train.loop import RunError, Trainer, claim_folder
-from vifast.train.matrix import FILE, FIRST, Matrix
+from vifast.train.lifelong_config import (
+    LifelongConfig,
+    build_lifelong,
+    dump_lifelong,
+    is_lifelong,
+    stage_folders,
+)
+from vifast.train.loop import RunError, Trainer, claim_folder, claim_sources
+from vifast.train.matrix import FILE, FIRST, KEYS, Matrix
 from vifast.train.plan import Plan, plan_run
+from vifast.train.record import CONFIG, finished, read_results
+from vifast.train.rehearsal import rehearse
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,11 @@ class Stage:
 
     @property
     def begun(self) -> bool:
-        return (self.folder / "config.yaml").exists()
+        return (self.folder / CONFIG).exists()
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "results.json").exists()
+        return finished(self.folder)
 
 
 class Lifelong:
@@ -84,6 +90,7 @@ class Lifelong:
         self.stages = stages_of(config, self.out, self.datasets)
         for stage in self.stages:
             self._check(stage)
+        rehearse(self.stages)
         self.matrix = self._read_matrix()
         _processes().wait_for_everyone()  # all have read what one of them is going to change
 
@@ -95,7 +102,7 @@ class Lifelong:
         """
         if _processes().is_main_process:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_text(self.out / "config.yaml", dump_lifelong(self.config))
+            write_text(self.out / CONFIG, dump_lifelong(self.config))
         for stage in self.stages:
             if not stage.finished:
                 self.told(f"stage {stage.number + 1} of {len(self.stages)}: {', '.join(stage.names)}")
@@ -107,30 +114,30 @@ class Lifelong:
     def _score(self, stage: Stage) -> None:
         """Scores a stage's weights on every dataset seen. Its own was scored at the end of its run."""
         missing = self.matrix.missing(stage.number)
-        if not missing:
-            return
-        prepare_torch(stage.config)
-        system = load_run(stage.folder)[0].to(_processes().device)
+        if missing and missing != [stage.names[-1]]:
+            prepare_torch(stage.config)
+            system = load_run(stage.folder)[0].to(_processes().device)
         for name in missing:
             if name == stage.names[-1]:
-                scores = _read_scores(stage.folder / "results.json")
+                found = read_results(stage.folder)
             else:
-                scores = _scores(evaluate_system(system, self.datasets[name], self.config.run(name)).scores)
+                found = evaluate_system(system, self.datasets[name], self.config.run(name)).scores.to_dict()
+            scores = _scores(found)
             self.matrix.put(stage.number, name, scores)
             if _processes().is_main_process:
                 self.matrix.save(self.out)
             self.told(f"{name}: mAP {100 * scores['mean_ap']:.1f} %, Rank-1 {100 * scores['rank1']:.1f} %")
 
     def _claim_folder(self, resume: bool) -> None:
-        path = self.out / "config.yaml"
+        path = self.out / CONFIG
+        if not resume and any(p.exists() for p in (path, *stage_folders(self.out, self.config.order))):
+            raise RunError(f"{self.out}: already holds a run; add --resume or choose another folder")
         if not path.exists():
             return
-        if not resume:
-            raise RunError(f"{self.out}: already holds a run; add --resume or choose another folder")
         before = read_config(path)
         if not is_lifelong(before):
             raise RunError(f"{self.out}: holds a run of one stage")
-        order = tuple(before["order"])
+        order = build_lifelong(before).order
         if order != self.config.order[: len(order)]:
             now = ", ".join(self.config.order)
             raise RunError(
@@ -148,19 +155,18 @@ class Lifelong:
         if before is not None and not before.finished:
             raise RunError(f"{folder}: goes on from {before.folder}, which is not finished")
         claim_folder(folder, stage.config, resume=True)
-        classes = num_classes(folder) if (folder / "run.json").exists() else stage.dataset.num_labels
-        if classes != stage.dataset.num_labels:
-            here = f"{stage.dataset.root} has {stage.dataset.num_labels}"
-            raise RunError(f"{folder}: was trained on {classes} identities, {here}")
-        last = folder / checkpoint.FINAL if stage.finished else checkpoint.latest(folder)
-        for file in sorted(last.iterdir()) if last is not None and last.is_dir() else []:
-            checkpoint.load_state(last) if file.name == checkpoint.STATE else read_tensors(file)
+        claim_sources(folder, stage.config, stage.dataset)
+        for file in (folder / checkpoint.FINAL).glob("*") if stage.finished else ():
+            read_tensors(file)
+        newest = None if stage.finished else checkpoint.latest(folder)
+        if newest is not None:
+            read_tensors(newest / checkpoint.WEIGHTS)
+            checkpoint.load_state(newest)
 
     def _read_matrix(self) -> Matrix:
         order = tuple(tuple(stage.names) for stage in self.stages)
         rows = Matrix.load(self.out).rows if (self.out / FILE).exists() else []
-        finished = sum(stage.finished for stage in self.stages)
-        return Matrix(order, rows[:finished])
+        return Matrix(order, rows[: sum(stage.finished for stage in self.stages)])
 
 
 def open_datasets(config: LifelongConfig) -> dict[str, Dataset]:
@@ -184,7 +190,7 @@ def open_datasets(config: LifelongConfig) -> dict[str, Dataset]:
 
 def stages_of(config: LifelongConfig, out: Path, datasets: dict[str, Dataset]) -> list[Stage]:
     """The stages of a run in the folder ``out``."""
-    folders = [out / f"{number}-{name}" for number, name in enumerate(config.order, start=1)]
+    folders = stage_folders(out, config.order)
     previous = [None, *folders]
     return [
         Stage(
@@ -209,10 +215,18 @@ def joint(parts: Sequence[Dataset]) -> Dataset:
 
 
 def plan_stages(config: LifelongConfig) -> list[tuple[str, Plan]]:
-    """What every stage of a run would take."""
-    stages = stages_of(config, Path("."), open_datasets(config))
+    """What every stage of a run would take, those after the first with a teacher.
+
+    Raises:
+        ConfigError, FileNotFoundError, ValueError: as `Lifelong`.
+    """
+    stages = stages_of(config, Path(), open_datasets(config))
     return [
-        (f"stage {s.number + 1}: {', '.join(s.names)}", plan_run(config.run(s.names[-1]), s.dataset)) for s in stages
+        (
+            f"stage {stage.number + 1}: {', '.join(stage.names)}",
+            plan_run(config.run(stage.names[-1]), stage.dataset, knowledge),
+        )
+        for stage, knowledge in zip(stages, rehearse(stages), strict=True)
     ]
 
 
@@ -224,18 +238,18 @@ def extract_any(out: Path, data: Path, *, which: str = "last") -> Extraction:
         FileNotFoundError: no run, or no stage of it is finished.
         ConfigError, ValueError: it knows no such dataset, or its files cannot be used.
     """
-    given = read_config(out / "config.yaml") if (out / "config.yaml").is_file() else {}
+    given = read_config(out / CONFIG) if (out / CONFIG).is_file() else {}
     if not is_lifelong(given):
         return extract_run(out, data, which=which)
     config = build_lifelong(given)
-    finished = [f for n, name in enumerate(config.order, 1) if ((f := out / f"{n}-{name}") / "results.json").is_file()]
-    if not finished:
+    trained = [folder for folder in stage_folders(out, config.order) if finished(folder)]
+    if not trained:
         raise FileNotFoundError(f"{out}: no stage is finished yet")
     name = recognise(data)
     if name not in config.datasets:
         raise ConfigError(f"data: expected a dataset of {', '.join(config.datasets)}, got {name} at {data}")
     run = config.datasets[name].model_copy(update={"data": data})
-    system = load_run(finished[-1], which)[0].to(_processes().device)
+    system = load_run(trained[-1], which)[0].to(_processes().device)
     return extract_system(system, open_dataset(run), run)
 
 
@@ -244,13 +258,6 @@ def _processes() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def _read_scores(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text())
-    keys = ("rank1", "mean_ap", "mean_inp")
-    return {key: found[key] for key in keys} | {FIRST: {key: found["trials"][0][key] for key in keys}}
-
-
-def _scores(result: ProtocolResult) -> dict[str, Any]:
-    trial = result.trials[0]
-    first = {"rank1": float(trial.cmc[0]), "mean_ap": trial.mean_ap, "mean_inp": trial.mean_inp}
-    return result.scalars() | {FIRST: first}
+def _scores(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a `ProtocolResult`, as ``results.json`` has it, goes into the matrix."""
+    return {key: found[key] for key in KEYS} | {FIRST: {key: found["trials"][0][key] for key in KEYS}}

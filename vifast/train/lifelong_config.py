@@ -53,6 +53,15 @@ class LifelongConfig(Section):
         return self.datasets[name].model_copy(update={"data": self.root(name)})
 
 
+def stage_folders(out: Path, order: Sequence[str]) -> list[Path]:
+    """Where the runs of a lifelong run in the folder ``out`` are.
+
+    >>> [str(folder) for folder in stage_folders(Path("out"), ["regdb", "sysu+llcm"])]
+    ['out/1-regdb', 'out/2-sysu+llcm']
+    """
+    return [out / f"{number}-{name}" for number, name in enumerate(order, start=1)]
+
+
 def is_lifelong(data: Mapping[str, Any]) -> bool:
     """Whether a mapping of `read_config` is that of a lifelong run."""
     return "order" in data

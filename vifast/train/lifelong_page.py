@@ -8,6 +8,7 @@ from pathlib import Path
 from vifast.data.layouts import NAMES
 from vifast.report import Facts, Figures, Page, Section, Table, Tile, Tiles, figures, percent
 from vifast.report.figures import Line
+from vifast.train.lifelong_config import JOINT, stage_folders
 from vifast.train.matrix import Matrix
 from vifast.train.record import CONFIG, Run, read_run
 
@@ -23,8 +24,8 @@ def make_lifelong_page(out: Path) -> Page:
     matrix = Matrix.load(out)
     if not matrix.complete:
         raise ValueError(f"{out}: no stage is scored on all datasets yet")
-    stages = ["+".join(names) for names in matrix.order]
-    runs = [read_run(out / f"{number}-{name}") for number, name in enumerate(stages[: matrix.complete], start=1)]
+    stages = [JOINT.join(names) for names in matrix.order]
+    runs = [read_run(folder) for folder in stage_folders(out, stages[: matrix.complete])]
     sections: list[Section] = [_tiles(matrix), _matrices(matrix), _curves(matrix)]
     if matrix.complete > 1:
         sections.append(_forgotten(matrix))
@@ -52,7 +53,7 @@ def _tiles(matrix: Matrix) -> Tiles:
 
 def _matrices(matrix: Matrix) -> Figures:
     columns = [name for names in matrix.order for name in names]
-    rows = ["+".join(names) for names in matrix.order[: matrix.complete]]
+    rows = [JOINT.join(names) for names in matrix.order[: matrix.complete]]
     shown = []
     for key, name in SHOWN.items():
         values = [[row[c][key] if c in row else None for c in columns] for row in matrix.rows[: matrix.complete]]

@@ -28,8 +28,9 @@ from vifast.train.evaluate import Evaluation, TrainedImages, evaluate_system
 from vifast.train.interrupt import StopAsked, stop_asked
 from vifast.train.log import RunLog
 from vifast.train.optimizer import STATE_SIZE, build_optimizer
-from vifast.train.provenance import git_commit, versions
+from vifast.train.provenance import git_commit, places, sources, versions
 from vifast.train.ranked import rank_queries, save_ranked
+from vifast.train.record import CONFIG, RESULTS, RUN, read_facts
 from vifast.train.schedule import learning_rate, lr_factor
 from vifast.train.stopwatch import Stopwatch
 
@@ -59,7 +60,8 @@ class Trainer:
         dataset: what to train and score on; by default the configuration's.
 
     Raises:
-        RunError: ``out`` holds a run and ``resume`` is not asked for, or its configuration is another.
+        RunError: ``out`` holds a run and ``resume`` is not asked for, or its configuration or what it was made from
+            is another.
         ConfigError, FileNotFoundError, ValueError: from the dataset, the system or the checkpoint.
         OSError: ``out`` cannot be written to, or its disk has no room for the checkpoints.
     """
@@ -84,11 +86,13 @@ class Trainer:
         cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.precision, kwargs_handlers=[wrapper])
         self.dataset: Dataset = open_dataset(config) if dataset is None else dataset
+        newest = checkpoint.latest(self.out) if resume else None
         set_seed(config.seed)
-        system = build_system(config, self.dataset.num_labels)
+        system = build_system(config, self.dataset.num_labels, resumed=newest is not None)
         if teacher.needs_teacher(config):
             folder = config.teacher or self.out / teacher.FOLDER
             system.learn_from(teacher.open_teacher(config, folder, self.dataset.num_labels))
+        self._sources = claim_sources(self.out, config, self.dataset)
         checkpoint.require_space(self.out, _checkpoint_bytes(system, config))
         if config.compile:
             for module in system.backbones():
@@ -100,8 +104,8 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(system, optimizer)
         self._watch = Stopwatch(self.accelerator.device)
         system.watch = self._watch
-        if resume and (folder := checkpoint.latest(self.out)) is not None:
-            self._restore(folder)
+        if newest is not None:
+            self._restore(newest)
 
     @property
     def system(self) -> System:
@@ -135,7 +139,7 @@ class Trainer:
             evaluation = self._score(log)
         if self.accelerator.is_main_process:
             save_ranked(self.out, rank_queries(evaluation, self.dataset))
-            write_text(self.out / "results.json", evaluation.scores.to_json())  # the last of all: the run is through
+            write_text(self.out / RESULTS, evaluation.scores.to_json())  # the last of all: the run is through
         self.accelerator.wait_for_everyone()  # a next stage looks for the results
         return evaluation
 
@@ -244,14 +248,15 @@ class Trainer:
 
     def _describe(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        write_text(self.out / "config.yaml", dump_config(self.config))
+        write_text(self.out / CONFIG, dump_config(self.config))
         run = {
             "num_classes": self.dataset.num_labels,
+            "sources": self._sources,
             "seed": self.config.seed,
             "commit": git_commit(),
             "versions": versions(),
         }
-        write_text(self.out / "run.json", json.dumps(run, indent=2) + "\n")
+        write_text(self.out / RUN, json.dumps(run, indent=2) + "\n")
 
     def _stop_if(self, stop: StopAsked) -> None:
         if stop:
@@ -292,20 +297,37 @@ class Trainer:
 
 
 def claim_folder(out: Path, config: TrainConfig, resume: bool) -> None:
-    """Refuses a folder that holds a run, unless it is the one to resume.
+    """Refuses a folder that holds a run, unless it is the one to resume, whatever the places of what it is made from.
 
     Raises:
         RunError: ``resume`` is not asked for, or the run in ``out`` has another configuration.
     """
-    path = out / "config.yaml"
+    path = out / CONFIG
     if not path.exists():
         return
     if not resume:
         raise RunError(f"{out}: already holds a run; add --resume or choose another folder")
-    before, now = (flatten(json.loads(c.model_dump_json())) for c in (load_config(path), config))
+    before, now = (
+        flatten(json.loads(c.model_dump_json())) | dict.fromkeys([*places(c), "dataset.cache_folder"], "somewhere")
+        for c in (load_config(path), config)
+    )
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         raise RunError(f"{path}: the run to resume has another {', '.join(changed)}")
+
+
+def claim_sources(out: Path, config: TrainConfig, dataset: Dataset) -> dict[str, str]:
+    """Sums of what the run in ``out`` is made from, see `sources`: those it began with, where it did.
+
+    Raises:
+        RunError: something else is now in its place.
+    """
+    before = read_facts(out).get("sources", {}) if (out / RUN).exists() else {}
+    now, where = sources(config, dataset), places(config)
+    for key, value in now.items():
+        if before.get(key, value) != value:
+            raise RunError(f"{out}: {key}: {where[key]} is not what the run to resume was made from")
+    return before | now
 
 
 def _finishes(system: System) -> bool:

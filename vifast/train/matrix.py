@@ -97,8 +97,8 @@ class Matrix:
         """Raises ValueError naming the file if it is damaged."""
         try:
             data = json.loads((out / FILE).read_text())
-            return cls(tuple(map(tuple, data["order"])), data["stages"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            return cls(tuple(map(tuple, data["order"])), [dict(row) for row in data["stages"]])
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{out / FILE}: not the scores of a lifelong run ({error})") from error
 
     def _at(self, stage: int, name: str, key: str, first: bool) -> float:

@@ -70,6 +70,24 @@ def require_run(folder: Path) -> None:
             raise FileNotFoundError(f"{folder}: not a run's folder, it has no {name}")
 
 
+def finished(folder: Path) -> bool:
+    """Whether the run in ``folder`` went to its end, of which its results are the last file."""
+    return (folder / RESULTS).is_file()
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The scores of a finished run; ValueError naming the file if it is damaged."""
+    return _read(folder / RESULTS, json.loads)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` says; ValueError naming the file if it is damaged."""
+    facts = _read(folder / RUN, json.loads)
+    if "num_classes" not in facts:
+        raise ValueError(f"{folder / RUN}: not the facts of a run, it has no num_classes")
+    return facts
+
+
 def read_run(folder: Path) -> Run:
     """The run in ``folder``, finished or not, of this version or another.
 
@@ -82,13 +100,11 @@ def read_run(folder: Path) -> Run:
     for name in _NEEDED:
         if name not in config:
             raise ValueError(f"{folder / CONFIG}: not the configuration of a run, it has no {name}")
-    results = _read(folder / RESULTS, json.loads) if (folder / RESULTS).is_file() else None
+    results = read_results(folder) if finished(folder) else None
     records = {"train": [], "eval": [], "detail": []}
     for record in read_metrics(folder):
         records[record["kind"]].append(record)
-    return Run(
-        folder, config, _read(folder / RUN, json.loads), records["train"], records["eval"], results, records["detail"]
-    )
+    return Run(folder, config, read_facts(folder), records["train"], records["eval"], results, records["detail"])
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from vifast.report import Figures, Section, Table, figures, percent
 from vifast.report.figures import Line
 from vifast.report.scores import SCORES
-from vifast.train.record import Run, read_run
+from vifast.train.record import Run, finished, read_run
 from vifast.train.teacher import FOLDER
 
 _SHOWN = {1: "tenth", 5: "median", 9: "nine tenths"}  # of the deciles of a vector
@@ -33,7 +33,7 @@ def observed(run: Run) -> list[Section]:
 def taught(run: Run) -> list[Section]:
     """The scores of the teacher beside the run's own, if both are finished and the teacher's run is where it was."""
     folder = Path(run.config.get("teacher") or run.folder / FOLDER)
-    if run.results is None or not (folder / "results.json").is_file():
+    if run.results is None or not finished(folder):
         return []
     pair = {"teacher": read_run(folder), "student": run}
     rows = [

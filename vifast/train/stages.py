@@ -11,6 +11,7 @@ from vifast.train.build import build_system
 from vifast.train.config import TrainConfig
 from vifast.train.evaluate import Evaluation
 from vifast.train.loop import Trainer, claim_folder
+from vifast.train.record import finished
 
 
 def stages(config: TrainConfig, out: Path) -> list[tuple[str, Path, TrainConfig]]:
@@ -54,7 +55,7 @@ def train(
     if len(whole) > 1:  # what does not go together is not noticed after hours
         build_system(config, 1, trained=True).learn_from(teacher.untrained_teacher(config, 1))
     for name, folder, stage in whole:
-        if folder == whole[-1][1] or not teacher.finished(folder):
+        if folder == whole[-1][1] or not finished(folder):
             with opening():
                 trainer = Trainer(stage, folder, resume=resume, quiet=quiet, name=name)
             evaluation = trainer.fit()

@@ -12,7 +12,7 @@ from vifast import systems
 from vifast.systems import System
 from vifast.train.build import build_system, load_run, num_classes
 from vifast.train.config import ConfigError, DatasetConfig, TrainConfig, load_config
-from vifast.train.record import require_run
+from vifast.train.record import CONFIG, RESULTS, finished, require_run
 
 FOLDER = "teacher"  # in the run's own: of a teacher that is trained for it
 
@@ -69,7 +69,7 @@ def open_teacher(config: TrainConfig, folder: Path, classes: int) -> System:
     """
     theirs = _config_of(folder).dataset
     if not finished(folder):
-        raise ConfigError(f"teacher: {folder}: its run is not finished, it has no results.json")
+        raise ConfigError(f"teacher: {folder}: its run is not finished, it has no {RESULTS}")
     for name in ("name", "split") if theirs.name == "regdb" else ("name",):
         ours, found = getattr(config.dataset, name), getattr(theirs, name)
         if ours != found:
@@ -86,16 +86,12 @@ def untrained_teacher(config: TrainConfig, classes: int) -> System:
     return build_system(theirs, classes, trained=True)
 
 
-def finished(folder: Path) -> bool:
-    return (folder / "results.json").is_file()
-
-
 def _config_of(folder: Path) -> TrainConfig:
     try:
         require_run(folder)
     except FileNotFoundError as error:
         raise ConfigError(f"teacher: {error}") from error
-    return load_config(folder / "config.yaml")
+    return load_config(folder / CONFIG)
 
 
 def _overrides(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

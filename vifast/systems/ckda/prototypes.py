@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from vifast.functional import class_centers
 from vifast.systems.base import Batch, TrainingImages
-from vifast.systems.stage import FINAL, KNOWLEDGE, read_final
 
 NAMES = ("prototypes_v", "prototypes_i")
 VISIBLE, INFRARED = 0, 1
@@ -34,15 +32,10 @@ def of_images(images: TrainingImages, embed: Callable[[Batch], Tensor], *, regdb
     }
 
 
-def read(previous: str, width: int) -> dict[str, Tensor]:
-    """The prototypes [K, width] that the stage in a run's folder left.
-
-    Raises:
-        FileNotFoundError, ValueError: there are none, or they are damaged or another network's.
-    """
-    found = read_final(previous, KNOWLEDGE)
+def checked(found: Mapping[str, Tensor], width: int, place: str) -> Mapping[str, Tensor]:
+    """The prototypes [K, width] that a stage left; a ValueError that begins with the ``place`` if they are none."""
     shapes = {name: list(rows.shape) for name, rows in found.items()}
     if shapes.keys() != set(NAMES) or any(len(shape) != 2 or shape[1] != width for shape in shapes.values()):
         wanted = f"{' and '.join(NAMES)} [K, {width}]"
-        raise ValueError(f"previous: {Path(previous) / FINAL / KNOWLEDGE}: expected {wanted}, got {shapes}")
+        raise ValueError(f"{place}: expected {wanted}, got {shapes}")
     return found

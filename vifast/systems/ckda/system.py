@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from vifast.systems.ckda import prototypes
 from vifast.systems.ckda.merge import affinity_change, merge_
 from vifast.systems.ckda.network import CKDANetwork
 from vifast.systems.ckda.options import CKDAOptions
-from vifast.systems.stage import FINAL, WEIGHTS, read_final
+from vifast.systems.stage import FINAL, KNOWLEDGE, WEIGHTS, Left, read_final
 
 _CLASSIFIER = "classifier.weight"
 
@@ -70,14 +72,14 @@ class CKDA(System):
         for name in prototypes.NAMES:
             self.register_buffer(name, None, persistent=False)
         if options.previous is not None:
-            self._continue(options.previous)
+            self.continue_from(partial(read_final, options.previous), str(Path(options.previous) / FINAL))
         elif options.weights is not None:
             load_vit(self.network.backbone, options.weights)
 
     def training_step(self, batch: Batch) -> dict[str, Tensor]:
         images, modality = batch["image"], batch["modality"]
+        old_feat, old_prompts = self._taught(images, modality)
         with self.watch("forward"):
-            old_feat, old_prompts = self._taught(images, modality)
             quiet = old_prompts is not None and not self.options.prompt_noise
             # Before the network sees the batch, which moves its statistics.
             quiet_prompts = self._quiet_prompts(images, modality) if quiet else None
@@ -108,9 +110,8 @@ class CKDA(System):
         if options.previous is not None and options.merge != "off":
             self._merge(images)
         knowledge = prototypes.of_images(images, self.embed, regdb_infrared=options.regdb_ir_proto)
-        if options.previous is not None and options.proto_history == "all":
-            before = prototypes.read(options.previous, self.classifier.in_features)
-            knowledge = {name: torch.cat((before[name].to(own), own)) for name, own in knowledge.items()}
+        if options.proto_history == "all" and self.prototypes_v is not None:
+            knowledge = {name: torch.cat((getattr(self, name), own)) for name, own in knowledge.items()}
         return knowledge
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -125,16 +126,21 @@ class CKDA(System):
     def backbones(self) -> list[nn.Module]:
         return [self.network.backbone] + ([] if self.teacher is None else [self.teacher.module.backbone])
 
-    def _continue(self, previous: str) -> None:
-        path = f"previous: {Path(previous) / FINAL / WEIGHTS}"
-        copy_tensors(self, self._carried(read_final(previous, WEIGHTS)), path, optional=_is_classifier)
-        if not (self._aligned or self._held):
-            return
-        self.teacher = Frozen(copy.deepcopy(self.network))
-        for name, rows in prototypes.read(previous, self.classifier.in_features).items():
-            setattr(self, name, rows)
+    def continue_from(self, left: Left, place: str) -> None:
+        weights = self._carried(left(WEIGHTS))
+        copy_tensors(self, weights, f"previous: {place}/{WEIGHTS}", optional=_is_classifier)
+        self._remember(left, f"previous: {place}/{KNOWLEDGE}")
 
-    def _carried(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _remember(self, left: Left, path: str) -> None:
+        """The network of before and what it knew, as far as they are asked for."""
+        taught = self._aligned or self._held
+        if taught:
+            self.teacher = Frozen(copy.deepcopy(self.network))
+        if taught or self.options.proto_history == "all":
+            for name, rows in prototypes.checked(left(KNOWLEDGE), self.classifier.in_features, path).items():
+                setattr(self, name, rows)
+
+    def _carried(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The old weights without the classifier, unless it is the new one's, too."""
         head = weights.get(_CLASSIFIER)
         if self.options.carry_classifier and head is not None and head.shape == self.classifier.weight.shape:
@@ -145,22 +151,22 @@ class CKDA(System):
         """The teacher's features and prompts, as far as the terms of the loss ask for them."""
         if self.teacher is None:
             return None, None
-        self._cast_teacher(images.device.type)
-        teacher = self.teacher.module
-        with torch.no_grad():
+        teacher = self._cast_teacher(images.device.type)
+        with self.watch("teacher"), torch.no_grad():
             if not self._aligned:
                 return None, teacher.prompts(images, modality)[1]
             feat, prompts = teacher(images, modality)
             return teacher.unit(feat), prompts if self._held else None
 
-    def _cast_teacher(self, device: str) -> None:
-        """Its matrices in the type that autocast would else make of them in every step."""
+    def _cast_teacher(self, device: str) -> CKDANetwork:
+        """The teacher, its matrices in the type that autocast would else make of them in every step."""
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         if dtype != self._teacher_dtype:
             for part in self.teacher.module.modules():
                 if isinstance(part, (nn.Linear, nn.Conv2d)):
                     part.to(dtype)
             self._teacher_dtype = dtype
+        return self.teacher.module
 
     def _quiet_prompts(self, images: Tensor, modality: Tensor) -> Tensor:
         """The student's prompts as the teacher makes its own, by running statistics and without dropout."""
