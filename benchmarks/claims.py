@@ -167,6 +167,11 @@ KERNELS = {
         "{32x395x2048 floor} and {128x395x2048 floor} of reading and writing the rows once (3 streams of 32 and 128 "
         "rows of 2048, 395 classes, 2 cores of an AMD EPYC).",
     ),
+    "neighbor_loss": (
+        "neighbor_loss",
+        "{64x2048 floor}, {128x2048 floor}, {512x2048 floor} and {2048x2048 floor} of the platform's three products "
+        "for 64, 128, 512 and 2048 rows of 2048 on two cores of an AMD EPYC, cosines, forward and backward.",
+    ),
     "relation_alignment": (
         "relation_alignment",
         "{60x2048 floor}, {120x2048 floor} and {2048x2048 floor} of the platform's products (60, 120, 2048 rows of "

@@ -17,6 +17,8 @@ Memory   mean-free rows (CPU: twice, as rows and packed) and the gradient, O(N) 
 Launches on a GPU up to SMALL rows, of the reference too, one forward and one backward, see neighbor_loss_small.
 Floor    3 products N x M x D (forward, recomputed distances, gradient), 4 with a reference that takes a gradient; on
          the CPU 2 for a set against itself, where each pair of tiles is multiplied once.
+Measured 1.6, 0.88, 0.56 and 0.44 of the platform's three products for 64, 128, 512 and 2048 rows of 2048 on two cores
+         of an AMD EPYC, cosines, forward and backward.
 Source   spec idkl 4 (the unused "Fb" loss); Khosla et al. 2020 (SupCon). Recomputation as in FlashAttention.
 """
 

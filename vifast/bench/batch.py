@@ -31,6 +31,6 @@ BATCHES = tuple((n, 2048) for n in (64, 128, 512, 2048, 8192))
 CASES = (
     Case("triplet_loss", BATCHES, _loss(functional.triplet_loss, 0)),
     Case("weighted_triplet_loss", BATCHES, _loss(functional.weighted_triplet_loss, 2)),
-    Case("neighbor_loss", BATCHES, _loss(INFO_NCE, 2)),
+    Case("neighbor_loss", BATCHES[:-1], _loss(INFO_NCE, 2)),
     Case("pairwise_distance", BATCHES[1:], _pairwise),
 )
