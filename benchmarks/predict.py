@@ -128,6 +128,18 @@ def _distill(n, d):
     return lambda: loss().backward(), 3 * n * d * 4, 0
 
 
+def _decoupled(n, k):
+    student, teacher = torch.randn(n, k).requires_grad_(), torch.randn(n, k)
+    return lambda: functional.decoupled_kl(student, teacher, torch.arange(n) % k).backward(), 3 * n * k * 4, 0
+
+
+def _centers(n, k, d):
+    """Eight rows a class; backward the rows and their centers are read again, and both gradients written."""
+    feat, centers = torch.randn(n, d).requires_grad_(), torch.randn(k, d).requires_grad_()
+    loss = lambda: functional.center_loss(feat, torch.arange(n) // 8, centers)  # noqa: E731
+    return lambda: loss().backward(), (3 * n + 2 * (n // 8) + k) * d * 4, 0
+
+
 def _identities(loss):
     """A loss of two sets of rows [N, D] and what is known of them."""
 
@@ -194,6 +206,8 @@ ENTRIES = [
     ("symmetric_kl", _rows(functional.symmetric_kl), (60, 395), 1, "60 x 395"),
     ("entropy_hinge", _rows(functional.entropy_hinge), (120, 395), 1, "120 x 395"),
     ("standardized_kl", _distill, (64, 2048), 1, "64 x 2048"),
+    ("decoupled_kl", _decoupled, (120, 395), 1, "120 x 395"),
+    ("center_loss", _centers, (120, 395, 2048), 1, "120 x 395 x 2048"),
     ("gem_pool", _pool, *MAPS),
     ("purifier", _purify, *MAPS),
     ("augment", _augment, (16, 48, 128), 64 * 384 // (16 * 48), "64 x 384 x 128"),

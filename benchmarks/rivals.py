@@ -168,6 +168,16 @@ def standardized_kl(student, teacher, temperatures=(2, 3, 4, 5, 6), reduction="m
     return rows.mean() if reduction == "mean" else rows
 
 
+def decoupled_kl(student, teacher, labels, alpha=1.0, beta=8.0, t=4.0):
+    """The own class taken out by a mask and by a large number, as it is published."""
+    own = torch.nn.functional.one_hot(labels, student.size(1)).to(student.dtype)
+    p, q = (teacher / t).softmax(1), (student / t).softmax(1)
+    pair_p, pair_q = (torch.stack(((own * x).sum(1), ((1 - own) * x).sum(1)), 1) for x in (p, q))
+    pair = kl_div(pair_q.log(), pair_p, reduction="batchmean")
+    rest_p, rest_q = (teacher / t - 1000 * own).softmax(1), (student / t - 1000 * own).log_softmax(1)
+    return t * t * (alpha * pair + beta * kl_div(rest_q, rest_p, reduction="batchmean"))
+
+
 def dakd(student_v, student_i, teacher_v, teacher_i, prototypes_v, prototypes_i):
     """Both levels of the intended variant, one modality at a time."""
     to_v, to_i = prototypes_v.T / 0.05, prototypes_i.T / 0.05

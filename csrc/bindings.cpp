@@ -33,6 +33,7 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_symmetric_kl(m);
   vifast::bind_entropy_hinge(m);
   vifast::bind_standardized_kl(m);
+  vifast::bind_decoupled_kl(m);
   vifast::bind_prompt_consistency(m);
   vifast::bind_percentile_mask(m);
   vifast::bind_confidence_weights(m);

@@ -64,6 +64,25 @@ def total(x):
     return tl.sum(x).to(tl.float64)
 
 
+@triton.jit
+def tilt(p, q, y):
+    """q - p - p y, q - p and p y of q = p e^y, without cancellation."""
+    p_y = p * y
+    near = tl.abs(y) < 1.0
+    rest = tl.where(near, p * expm1_rest(y), q - p - p_y)
+    return rest, tl.where(near, p_y + rest, q - p), p_y
+
+
+@triton.jit
+def divergence(s_p, s_q, s_y, s_rest):
+    """KL(p || q) and the ratio of the partition sums, q over p, of sums over a row: of p, q, p y and q - p - p y."""
+    mean, part = s_y / s_p, (s_y + s_rest) / s_p
+    close = part > -0.5  # otherwise the sums that carry close rows cancel
+    ratio = tl.where(close, 1.0 + part, s_q / s_p)
+    kl = tl.log(ratio) - mean
+    return tl.where(kl < 0.0, 0.0, kl), ratio
+
+
 def row_launch(length: int) -> dict[str, int]:
     """Block and warps of a program that walks one row: four elements a thread."""
     block = min(512, max(128, triton.next_power_of_2(length)))

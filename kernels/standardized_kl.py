@@ -25,7 +25,7 @@ from vifast.kernels import _C
 from vifast.kernels._cpu import float_rows
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
-from vifast.kernels._softmax import expm1_rest, gpu_pair, total
+from vifast.kernels._softmax import divergence, gpu_pair, tilt, total
 
 WIDEST = 2048  # columns of a row that a program keeps in registers; 4096 spill
 CHUNK = 1024  # columns of a wider row that it holds at once
@@ -111,23 +111,11 @@ def _at(values, i, default):
 
 @triton.jit
 def _temper(z_s, z_t, u_s, u_t, d, inside, temperature, power):
-    """p and q before they are normalised, p (e^y - 1 - y) and q - p, with y = d / T."""
+    """p and q before they are normalised, and their tilt, with y = d / T."""
     p = tl.where(inside, _tempered(z_t, u_t, temperature, power), 0.0)
     q = tl.where(inside, _tempered(z_s, u_s, temperature, power), 0.0)
-    y = d / temperature
-    near = tl.abs(y) < 1.0
-    rest = tl.where(near, p * expm1_rest(y), q - p - p * y)
-    return p, q, rest, tl.where(near, p * y + rest, q - p), p * y
-
-
-@triton.jit
-def _divergence(s_t, s_q, s_y, s_rest):
-    """KL and the ratio of the partition sums, of sums over a row."""
-    mean, part = s_y / s_t, (s_y + s_rest) / s_t
-    close = part > -0.5  # otherwise the sums that carry close rows cancel
-    ratio = tl.where(close, 1.0 + part, s_q / s_t)
-    kl = tl.log(ratio) - mean
-    return tl.where(kl < 0.0, 0.0, kl), ratio
+    rest, change, p_y = tilt(p, q, d / temperature)
+    return p, q, rest, change, p_y
 
 
 @triton.jit
@@ -153,7 +141,7 @@ def _row_kernel(
         temperature, weight, power = _at(TEMPERATURES, i, 1.0), _at(WEIGHTS, i, 0.0), _at(POWERS, i, 0)
         p, q, rest, change, p_y = _temper(z_s, z_t, u_s, u_t, d, inside, temperature, power)
         s_t = total(p)
-        kl, ratio = _divergence(s_t, total(q), total(p_y), total(rest))
+        kl, ratio = divergence(s_t, total(q), total(p_y), total(rest))
         factor = mean_s * 0.0 + weight * temperature
         if SCALED:
             factor *= tl.load(scale_ptr + row * scale_cols + tl.minimum(i, scale_cols - 1))
@@ -249,7 +237,7 @@ def _wide_kernel(
             s_q += total(q)
             s_y += total(p_y)
             s_rest += total(rest)
-        kl, ratio = _divergence(s_t, s_q, s_y, s_rest)
+        kl, ratio = divergence(s_t, s_q, s_y, s_rest)
         factor = mean_s * 0.0 + _at(WEIGHTS, i, 0.0) * temperature
         if SCALED:
             factor *= tl.load(scale_ptr + row * scale_cols + tl.minimum(i, scale_cols - 1))

@@ -233,6 +233,11 @@ LAUNCHES = {
         (*2 * (_floats(SMALL, 5000),), _floats(SMALL, 5), *_DAKD, True, 1, 1e-7, True),
         (*2 * (_floats(SMALL, 5000).bfloat16(),), None, *_temperatures(4.0), False, 1, 1e-7, True),
     ],
+    "decoupled_kl": [
+        (*rows, _indices(len(rows[0])), 1.0, 8.0, 4.0, reduction, slope)
+        for rows in (_LOGITS, _HALF_LOGITS, 2 * (_floats(LARGE, 5000),))
+        for reduction, slope in (("mean", True), ("none", True), ("mean", False))
+    ],
     "percentile_mask": [(_floats(SMALL), 50.0, True), (_floats(LARGE), 50.0, False)],
     "augment": [
         (_IMAGES, torch.empty(64, 22, dtype=torch.int32, device="meta"), *3 * ([0.5] * 3,), 0, dtype, last)

@@ -71,6 +71,7 @@ RIVALS = {
     "symmetric_kl": _usual(rivals.symmetric_kl),
     "entropy_hinge": _usual(rivals.entropy_hinge),
     "standardized_kl": _usual(rivals.standardized_kl),
+    "decoupled_kl": _usual(rivals.decoupled_kl),
     "dakd_loss": _usual(rivals.dakd),
     "mce_objective": _usual(rivals.mce),
     "gem_pool": _usual(rivals.gem),

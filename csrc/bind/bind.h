@@ -20,6 +20,7 @@ void bind_unit_rows(pybind11::module_& m);
 void bind_symmetric_kl(pybind11::module_& m);
 void bind_entropy_hinge(pybind11::module_& m);
 void bind_standardized_kl(pybind11::module_& m);
+void bind_decoupled_kl(pybind11::module_& m);
 void bind_prompt_consistency(pybind11::module_& m);
 void bind_percentile_mask(pybind11::module_& m);
 void bind_confidence_weights(pybind11::module_& m);

@@ -84,4 +84,32 @@ static inline bool close_pair(const PairSums& s) { return s.w > -0.5 * s.z_b; }
 // log z_a - log z_b
 static inline double log_ratio(const PairSums& s) { return close_pair(s) ? std::log1p(s.w / s.z_b) : std::log(s.z_a / s.z_b); }
 
+// Sums over a row for KL(p || q) of q = p e^y, both before they are normalised.
+struct TiltSums {
+  double p = 0, q = 0, y = 0, rest = 0;  // of p, of q, of p y, of p (e^y - 1 - y)
+};
+
+struct Tilt {
+  float change, rest;  // q - p and q - p - p y
+};
+
+static inline Tilt tilt(float p, float q, float y) {
+  const bool close = y < 1.0f && y > -1.0f;
+  const float near_rest = p * expm1_rest(y);
+  return {close ? p * y + near_rest : q - p, close ? near_rest : q - p - p * y};
+}
+
+struct Divergence {
+  double kl, ratio, excess, log_ratio;  // of the ratio of the sums, q over p: less 1, and its logarithm
+};
+
+static inline Divergence divergence(const TiltSums& s) {
+  const double mean = s.y / s.p, change = (s.y + s.rest) / s.p;
+  const bool close = change > -0.5;  // otherwise the sums that carry close rows cancel
+  const double ratio = close ? 1 + change : s.q / s.p;
+  // Rounding makes a divergence of 0 negative; an infinite logit may as well, and must not pass for agreement.
+  const double log_ratio = close ? std::log1p(change) : std::log(ratio), kl = log_ratio - mean;
+  return {kl < 0 && mean < INFINITY ? 0 : kl, ratio, close ? change : ratio - 1, log_ratio};
+}
+
 }  // namespace vifast::VIFAST_ISA

@@ -45,10 +45,6 @@ float tempered(float z, float inverse, float u) {
   if constexpr (K == 6) return (u * u) * (u * u) * (u * u);
 }
 
-struct TemperedSums {
-  double z_t = 0, z_s = 0, y = 0, rest = 0;  // of p and q before they are normalised, of p y, of p (e^y - 1 - y)
-};
-
 // What the temperatures of a row share: z less its maximum, their difference d, e^(z / 12).
 struct Row {
   const float *z_s, *z_t, *d, *u_s, *u_t;
@@ -56,8 +52,8 @@ struct Row {
 
 // y = d / T; e becomes p, f becomes q - p, both before they are normalised.
 template <int K>
-TemperedSums temper(const Row& row, int64_t n, float inverse, float* e, float* f) {
-  TemperedSums s;
+TiltSums temper(const Row& row, int64_t n, float inverse, float* e, float* f) {
+  TiltSums s;
   for (int64_t j0 = 0; j0 < n; j0 += kRun) {
     const int64_t j1 = n - j0 < kRun ? n : j0 + kRun;
     float sum_t = 0, sum_s = 0, sum_y = 0, sum_rest = 0;
@@ -66,24 +62,23 @@ TemperedSums temper(const Row& row, int64_t n, float inverse, float* e, float* f
       const float p = tempered<K>(row.z_t[j], inverse, row.u_t[j]);
       const float q = tempered<K>(row.z_s[j], inverse, row.u_s[j]);
       const float y = row.d[j] * inverse;
-      const bool close = y < 1.0f && y > -1.0f;
-      const float near_rest = p * expm1_rest(y), change = close ? p * y + near_rest : q - p;
+      const Tilt step = tilt(p, q, y);
       sum_t += p;
       sum_s += q;
       sum_y += p * y;
-      sum_rest += close ? near_rest : q - p - p * y;
+      sum_rest += step.rest;
       e[j] = p;
-      f[j] = change;
+      f[j] = step.change;
     }
-    s.z_t += sum_t;
-    s.z_s += sum_s;
+    s.p += sum_t;
+    s.q += sum_s;
     s.y += sum_y;
     s.rest += sum_rest;
   }
   return s;
 }
 
-TemperedSums temper_by(int32_t power, const Row& row, int64_t n, float inverse, float* e, float* f) {
+TiltSums temper_by(int32_t power, const Row& row, int64_t n, float inverse, float* e, float* f) {
   switch (power) {
     case 1: return temper<1>(row, n, inverse, e, f);
     case 2: return temper<2>(row, n, inverse, e, f);
@@ -133,15 +128,12 @@ void standardized_kl_rows(SklRows x, int64_t r0, int64_t r1, float* work, float*
     double total = 0;
     for (int64_t t = 0; t < x.n_temperatures; ++t) {
       const Temperature& at = x.temperatures[t];
-      const TemperedSums s = temper_by(at.power, row, n, at.inverse, e, f);
-      const double mean = s.y / s.z_t, change = (s.y + s.rest) / s.z_t;
-      const bool close = change > -0.5;  // otherwise the sums that carry close rows cancel
-      const double ratio = close ? 1 + change : s.z_s / s.z_t;
-      const double kl = (close ? std::log1p(change) : std::log(ratio)) - mean;
+      const TiltSums s = temper_by(at.power, row, n, at.inverse, e, f);
+      const Divergence between = divergence(s);
       const double factor = x.scale == nullptr ? 1.0 : x.scale[r * x.scale_cols + (x.scale_cols > 1 ? t : 0)];
-      total += factor * at.weight / at.inverse * (kl < 0 ? 0 : kl);
+      total += factor * at.weight / at.inverse * between.kl;
       if (slope == nullptr) continue;
-      const float coefficient = static_cast<float>(factor * at.weight / (ratio * s.z_t)), excess = static_cast<float>(close ? change : ratio - 1);
+      const float coefficient = static_cast<float>(factor * at.weight / (between.ratio * s.p)), excess = static_cast<float>(between.excess);
 #pragma omp simd
       for (int64_t j = 0; j < n; ++j) g[j] += coefficient * (f[j] - excess * e[j]);
     }

@@ -2,6 +2,7 @@
 
 #include "check.h"
 #include "confidence_weights.h"
+#include "decoupled_kl.h"
 #include "entropy_hinge.h"
 #include "parallel.h"
 #include "percentile_mask.h"
@@ -114,6 +115,38 @@ TEST(standardized_kl_is_its_formula_whatever_shares_an_exponential) {
         CHECK(near(own[r], t * t * kl));
       }
     }
+  });
+}
+
+TEST(decoupled_kl_is_its_formula) {
+  each_isa([] {
+    const int64_t cols = 300, n = 4;
+    const std::vector<float> student = normal(n * cols, 8), teacher = normal(n * cols, 9);
+    const std::vector<int64_t> labels = {0, 131, cols - 1, cols};
+    std::vector<float> work(kDecoupledWork * cols), loss(n), slope(n * cols);
+    const DecoupledRows x{student.data(), teacher.data(), labels.data(), cols, 0.5, 3, 2, 0.25};
+    VIFAST_DISPATCH(decoupled_kl_rows, x, 0, n, work.data(), loss.data(), nullptr);
+    VIFAST_DISPATCH(decoupled_kl_rows, x, 0, n, work.data(), loss.data(), slope.data());
+    for (int64_t r = 0; r + 1 < n; ++r) {
+      const int64_t own = labels[r], other = own == 0 ? 1 : 0;
+      auto parts = [&](const std::vector<float>& rows) {
+        std::vector<double> p = side_by_side(rows, cols, n, r);
+        for (double& v : p) v /= 2;
+        p = log_softmax(p);
+        const double b = std::exp(p[own]);
+        p.erase(p.begin() + own);
+        return std::make_pair(b, log_softmax(p));
+      };
+      const auto [b_t, r_t] = parts(teacher);
+      const auto [b_s, r_s] = parts(student);
+      const double pair = b_t * std::log(b_t / b_s) + (1 - b_t) * std::log((1 - b_t) / (1 - b_s)), pull = 0.5 * (b_s - b_t);
+      double kl = 0;
+      for (int64_t j = 0; j + 1 < cols; ++j) kl += std::exp(r_t[j]) * (r_t[j] - r_s[j]);
+      CHECK(near(loss[r], 4 * (0.5 * pair + 3 * kl)));
+      CHECK(near(slope[r * cols + own], 0.25 * 2 * pull));
+      CHECK(near(slope[r * cols + other], 0.25 * 2 * (3 * (std::exp(r_s[0]) - std::exp(r_t[0])) - pull * std::exp(r_s[0]))));
+    }
+    CHECK(loss[n - 1] == 0 && slope[(n - 1) * cols] == 0 && slope[n * cols - 1] == 0);
   });
 }
 

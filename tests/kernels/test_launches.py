@@ -59,7 +59,7 @@ CALLS = {
         1,
         lambda a, b, labels, modality: F.neighbor_loss(a, labels, reference=b, reference_labels=labels),
     ),
-    "decoupled_kl": (41, 24, lambda a, b, labels, modality: F.decoupled_kl(a, b, labels % WIDTH)),
+    "decoupled_kl": (1, 1, lambda a, b, labels, modality: F.decoupled_kl(a, b, labels)),
     "percentile_mask": (1, 0, lambda a, b, labels, modality: F.percentile_mask(a.detach()[:, 0])),
     "softmax_confidence": (1, 0, lambda a, b, labels, modality: F.softmax_confidence(a)),
     "prompt_consistency": (2, 1, lambda a, b, labels, modality: F.prompt_consistency(a, b)),

@@ -32,6 +32,13 @@ def _standardized(n, d, device="cpu", dtype=torch.float32):
     return Work(functional.standardized_kl, (student, teacher, TEMPERATURES), floors, (student,))
 
 
+def _decoupled(n, k, device="cpu", dtype=torch.float32):
+    student, teacher = _pair(n, k, device=device, dtype=dtype)
+    labels, moved = torch.arange(n, device=device) % k, sum_of(student, teacher)
+    floors = moved, copy(student), moved
+    return Work(functional.decoupled_kl, (student, teacher, labels), floors, (student,))
+
+
 def _dakd(n, k, d, device="cpu", dtype=torch.float32):
     """The floor adds the products with the prototypes: four forward, two backward."""
     kind = {"device": device, "dtype": dtype}
@@ -53,5 +60,6 @@ CASES = (
     Case("symmetric_kl", LOGITS, _both_sides(functional.symmetric_kl)),
     Case("entropy_hinge", LOGITS, _both_sides(functional.entropy_hinge)),
     Case("standardized_kl", ((64, 395), (64, 2048), (128, 2048)), _standardized),
+    Case("decoupled_kl", LOGITS, _decoupled),
     Case("dakd_loss", ((32, 395, 2048), (64, 395, 2048)), _dakd),
 )
