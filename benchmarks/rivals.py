@@ -121,6 +121,17 @@ def center_hinge(raw, purified, labels, modality):
     return (after - before).relu().mean()
 
 
+def center_loss(feat, labels, centers):
+    """By the matrix of squared distances to all centers: the form most repositories carry."""
+    sq = feat.square().sum(1, keepdim=True) + centers.square().sum(1) - 2 * feat @ centers.T
+    return (sq * torch.nn.functional.one_hot(labels, len(centers))).clamp(min=0).mean()
+
+
+def center_loss_gather(feat, labels, centers):
+    """The better eager form."""
+    return (feat - centers[labels]).square().sum() / (len(feat) * len(centers))
+
+
 def memory_update(memory, feat, labels, keep=0.25, keep_global=0.1):
     """Class by class, with as many stops of the host as there are classes."""
     for k in labels.unique().tolist():

@@ -26,6 +26,7 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_augment(m);
   vifast::bind_purifier(m);
   vifast::bind_class_centers(m);
+  vifast::bind_center_loss(m);
   vifast::bind_memory_update(m);
   vifast::bind_graph_alignment(m);
   vifast::bind_prototype_alignment(m);

@@ -50,3 +50,15 @@ def reduce_rows(rows_ptr, out_ptr, counter_ptr, share, n, programs, ROWS: tl.con
     if last_program(counter_ptr, programs):
         row = tl.arange(0, ROWS)
         tl.store(out_ptr, tl.sum(tl.load(rows_ptr + row, mask=row < n, other=0.0)) * tl.cast(share, tl.float32))
+
+
+@triton.jit
+def next_row(chosen, j, row, n):
+    """The first row after ``row`` of those rows ``j`` that are chosen; n where there is none."""
+    return tl.min(tl.where(chosen & (j > row), j, n))
+
+
+@triton.jit
+def load_row(x_ptr, row, col, n_cols):
+    """Columns ``col`` of one row in float32, 0 beyond the last."""
+    return tl.load(x_ptr + tl.cast(row, tl.int64) * n_cols + col, mask=col < n_cols, other=0.0).to(tl.float32)

@@ -23,7 +23,7 @@ from vifast.kernels import _C
 from vifast.kernels._cpu import float_rows
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._registry import Op, check
-from vifast.kernels._small import LABELLED, counters, last_program
+from vifast.kernels._small import LABELLED, counters, last_program, load_row, next_row
 from vifast.kernels.class_centers import class_centers, class_centers_ref, dense_codes
 
 OFFSET = 1e-6  # added to every component of a difference of centers, as published
@@ -60,19 +60,9 @@ def _identity(labels_ptr, modality_ptr, i, j, n):
 
 
 @triton.jit
-def _next(members, j, row, n):
-    return tl.min(tl.where(members & (j > row), j, n))
-
-
-@triton.jit
 def _share(modality_ptr, row, visible, infrared):
     """What a row counts for in the difference of the centers of its identity."""
     return tl.where(tl.load(modality_ptr + row) == 0, 1.0 / visible, -1.0 / infrared)
-
-
-@triton.jit
-def _row(x_ptr, row, col, n_cols):
-    return tl.load(x_ptr + tl.cast(row, tl.int64) * n_cols + col, mask=col < n_cols, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -80,16 +70,16 @@ def _differences(
     raw_ptr, purified_ptr, modality_ptr, members, first, visible, infrared, j, col, n, n_cols, OFFSET: tl.constexpr
 ):
     """Components ``col`` of both differences of centers. Rows count from the first, which moves neither."""
-    raw_origin = _row(raw_ptr, first, col, n_cols)
-    purified_origin = _row(purified_ptr, first, col, n_cols)
+    raw_origin = load_row(raw_ptr, first, col, n_cols)
+    purified_origin = load_row(purified_ptr, first, col, n_cols)
     raw = tl.zeros(col.shape, tl.float32)
     purified = tl.zeros(col.shape, tl.float32)
     row = first
     while row < n:
         share = _share(modality_ptr, row, visible, infrared)
-        raw += share * (_row(raw_ptr, row, col, n_cols) - raw_origin)
-        purified += share * (_row(purified_ptr, row, col, n_cols) - purified_origin)
-        row = _next(members, j, row, n)
+        raw += share * (load_row(raw_ptr, row, col, n_cols) - raw_origin)
+        purified += share * (load_row(purified_ptr, row, col, n_cols) - purified_origin)
+        row = next_row(members, j, row, n)
     return tl.where(col < n_cols, raw + OFFSET, 0.0), tl.where(col < n_cols, purified + OFFSET, 0.0)
 
 
@@ -190,7 +180,7 @@ def _backward_kernel(
                 tl.store(to_raw_ptr + at, tl.where(share == 0.0, 0.0, raw_pull * share * raw), mask=col < n_cols)
                 step = tl.where(share == 0.0, 0.0, purified_pull * share * purified)
                 tl.store(to_purified_ptr + at, step, mask=col < n_cols)
-                row = tl.where(alone, n, _next(members, j, row, n))
+                row = tl.where(alone, n, next_row(members, j, row, n))
 
 
 center_hinge = Op("center_hinge", center_hinge_ref)

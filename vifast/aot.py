@@ -66,7 +66,18 @@ _JITTERED = (_IMAGES, _floats(64, 2), _indices(64).bool(), torch.empty(64, 11, d
 
 # Arguments of each op's CUDA launcher that together reach every kernel and every branch fixed at compile time.
 LAUNCHES = {
-    "class_centers": [(*_SELF[:2], 100), (*_HALF[:2], 100)],
+    "class_centers": [
+        (*x, 100) for x in (_SELF[:2], _HALF[:2], (_FEATURES[0], _indices(SMALL)), (_OTHER[0].bfloat16(), _OTHER[1]))
+    ],
+    "class_centers_backward": [(_floats(100, width), _indices(SMALL), _indices(100)) for width in (WIDTH, 70)],
+    "center_loss": [
+        (x, _indices(len(x)), x.new_empty(100, x.size(1))) for x in (_SELF[0], _FEATURES[0], _OTHER[0].bfloat16())
+    ],
+    "center_loss_backward": [
+        (_floats(), x, _indices(len(x)), x.new_empty(100, x.size(1)), *wanted)
+        for x in (_SELF[0], _FEATURES[0], _OTHER[0].bfloat16())
+        for wanted in ((True, True), (True, False), (False, True))
+    ],
     "row_centers": [_SELF[:2]],
     "memory_update": [
         (_floats(4, 395, WIDTH), _floats(3, 32, WIDTH), _indices(32), 0.25, 0.1),

@@ -67,6 +67,7 @@ RIVALS = {
     "prototype_alignment": _usual(rivals.prototype_alignment),
     "center_triplet_loss": _usual(rivals.center_triplet),
     "center_hinge": _usual(rivals.center_hinge),
+    "center_loss": _usual(rivals.center_loss, eager_gather=rivals.center_loss_gather),
     "memory_update": lambda *args: {"eager": lambda: rivals.memory_update(*args)},
     "symmetric_kl": _usual(rivals.symmetric_kl),
     "entropy_hinge": _usual(rivals.entropy_hinge),

@@ -13,6 +13,7 @@ void bind_gem_pool(pybind11::module_& m);
 void bind_augment(pybind11::module_& m);
 void bind_purifier(pybind11::module_& m);
 void bind_class_centers(pybind11::module_& m);
+void bind_center_loss(pybind11::module_& m);
 void bind_memory_update(pybind11::module_& m);
 void bind_graph_alignment(pybind11::module_& m);
 void bind_prototype_alignment(pybind11::module_& m);

@@ -53,6 +53,7 @@ CASES = {
     "graph target": lambda x, y: F.graph_alignment(x.flip((0, 1)), x, symmetric=False, reduction="none"),
     "relation": lambda x, y: F.relation_alignment(x, x.flip((0, 1))),
     "center triplet": lambda x, y: F.center_triplet_loss(x, x.flip((0, 1)), y),
+    "center loss": lambda x, y: F.center_loss(x, y % 2, x.flip((0, 1))[:2]),
     "center cluster": lambda x, y: F.center_cluster_loss(x, y, margin=20.0),
     "neighbor": lambda x, y: F.neighbor_loss(x, y, reduction="none"),
     "neighbor reference": lambda x, y: F.neighbor_loss(

@@ -134,6 +134,11 @@ def copy(x: Tensor) -> Callable:
     return lambda: out.copy_(x)
 
 
+def fill(x: Tensor) -> Callable:
+    """One write."""
+    return torch.empty_like(x).zero_
+
+
 def sum_of(a: Tensor, b: Tensor) -> Callable:
     """Two reads and one write."""
     a, b = a.detach(), b.detach()

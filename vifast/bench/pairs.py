@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import normalize
 
 from vifast import functional
-from vifast.bench.case import Case, Work, copy, in_turn, product, random_rows
+from vifast.bench.case import Case, Work, copy, fill, in_turn, product, random_rows
 
 BATCHES = ((32, 2048), (60, 2048), (120, 2048), (512, 2048), (2048, 2048))
 
@@ -55,6 +55,14 @@ def _center_hinge(n, d, device="cpu", dtype=torch.float32):
     return Work(functional.center_hinge, (raw, purified, labels, modality), floors, (raw, purified))
 
 
+def _center_loss(n, k, d, device="cpu", dtype=torch.float32):
+    """The floor reads the rows and writes both gradients once; forward it reads them."""
+    feat, labels = random_rows(n, d, seed=0, device=device, dtype=dtype), torch.arange(n, device=device) // 8
+    centers = random_rows(k, d, seed=1, device=device, dtype=dtype)
+    moved = in_turn(copy(feat), fill(centers))
+    return Work(functional.center_loss, (feat, labels % k, centers), (moved, copy(feat), moved), (feat, centers))
+
+
 def _memory(n, k, d, device="cpu", dtype=torch.float32):
     """Three streams of 8 identities; the floor reads and writes their rows once."""
     memory = normalize(random_rows(4, k, d, seed=0, device=device), dim=2)
@@ -69,5 +77,6 @@ CASES = (
     Case("prototype_alignment", ((32, 206, 768), (32, 395, 768), (32, 713, 768), (512, 713, 768)), _prototype),
     Case("center_triplet_loss", ((32, 768), (120, 2048), (512, 2048)), _center_triplet),
     Case("center_hinge", ((120, 2048), (512, 2048)), _center_hinge),
+    Case("center_loss", ((32, 395, 2048), (120, 395, 2048)), _center_loss),
     Case("memory_update", ((32, 395, 2048), (128, 395, 2048)), _memory),
 )

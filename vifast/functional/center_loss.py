@@ -1,8 +1,7 @@
-import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
 from vifast import _checks
+from vifast.kernels.center_loss import center_loss as _center_loss
 
 
 def center_loss(feat: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
@@ -19,7 +18,7 @@ def center_loss(feat: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it.
 
-    Memory: the centers of the rows, and the gradients. Source: spec idkl 4; Wen et al. 2016.
+    Memory: the gradients. Source: spec idkl 4; Wen et al. 2016.
 
     Example:
         >>> import torch
@@ -30,10 +29,4 @@ def center_loss(feat: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
     labels = _checks.labels("labels", labels, "feat", feat)
     _checks.rows("centers", centers)
     _checks.same_columns("centers", centers, "feat", feat)
-    acc = torch.promote_types(feat.dtype, torch.float32)
-    if feat.size(0) * centers.size(0) == 0:
-        return 0.0 * (feat.to(acc).sum() + centers.to(acc).sum())
-    inside = (labels >= 0) & (labels < len(centers))
-    own = embedding(torch.where(inside, labels, 0), centers.to(acc))  # its gradient is summed in a fixed order
-    square = (feat.to(acc) - own).square().sum(1)
-    return torch.where(inside, square, 0.0).sum() / (len(feat) * len(centers))
+    return _center_loss(feat, labels, centers)
