@@ -36,6 +36,9 @@ PYBIND11_MODULE(_C, m) {
   vifast::bind_standardized_kl(m);
   vifast::bind_decoupled_kl(m);
   vifast::bind_prompt_consistency(m);
+  vifast::bind_prompt_hidden(m);
+  vifast::bind_prompt_insertion(m);
+  vifast::bind_prompt_mixture(m);
   vifast::bind_percentile_mask(m);
   vifast::bind_confidence_weights(m);
   vifast::bind_blur_jitter(m);

@@ -9,7 +9,8 @@ struct Words {
   uint32_t w[4];
 };
 
-constexpr Words philox(Words c, uint32_t k0, uint32_t k1) {
+// Inlined always, into loops that are compiled once per instruction set (csrc/isa.h).
+[[gnu::always_inline]] constexpr Words philox(Words c, uint32_t k0, uint32_t k1) {
   for (int turn = 0; turn < 10; ++turn, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
     const uint64_t low = uint64_t{0xD2511F53u} * c.w[0], high = uint64_t{0xCD9E8D57u} * c.w[2];
     c = {{static_cast<uint32_t>(high >> 32) ^ c.w[1] ^ k0, static_cast<uint32_t>(high), static_cast<uint32_t>(low >> 32) ^ c.w[3] ^ k1,

@@ -64,7 +64,8 @@ class Op:
         What a forward saves for a backward of float32 may itself be float64.
         """
         for place in self.mutated:
-            torch.autograd.graph.increment_version(args[place])
+            if args[place] is not None:
+                torch.autograd.graph.increment_version(args[place])
         first = next(arg for arg in args if isinstance(arg, Tensor))
         if first.dtype == torch.float64:
             return self.definition(*args)

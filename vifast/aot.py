@@ -64,6 +64,20 @@ _ROWS = (_floats(8, WIDTH), _floats(8, WIDTH), _floats(WIDTH), _floats(WIDTH))
 _IMAGES = torch.empty(64, 256, 128, 3, dtype=torch.uint8, device="meta")
 _JITTERED = (_IMAGES, _floats(64, 2), _indices(64).bool(), torch.empty(64, 11, dtype=torch.int32, device="meta"))
 
+_CELLS = (_floats(64, 3, 256, 128), _indices(64))
+_PROMPTS = [(16, 8), (0, 8), (16, 0)]  # specific and common columns
+
+
+def _rows(specific: int, common: int) -> int:
+    return 2 * specific + common
+
+
+def _prompted(s: int, c: int) -> tuple[Tensor, ...]:
+    """Values, modality, weight and bias of an insertion, and a seed."""
+    bias = _floats(2 * (s > 0) + (c > 0), 768)
+    return _floats(64, s + c, 128), _CELLS[1], _floats(768, _rows(s, c)), bias, _indices(1)[0]
+
+
 # Arguments of each op's CUDA launcher that together reach every kernel and every branch fixed at compile time.
 LAUNCHES = {
     "class_centers": [
@@ -222,6 +236,18 @@ LAUNCHES = {
     ],
     "prompt_consistency": [(_MAP, _MAP), (_LAST, _MAP)],
     "prompt_consistency_backward": [(_floats(), _MAP, _MAP), (_floats(), _LAST, _MAP)],
+    "prompt_hidden": [
+        (x, _CELLS[1], _floats(_rows(s, c), 768), _floats(_rows(s, c)), s, 16)
+        for x, (s, c) in ((_CELLS[0], (16, 8)), (_CELLS[0].bfloat16(), (0, 8)))
+    ],
+    "prompt_hidden_backward": [
+        (_floats(64, s + c, 128), x, _CELLS[1], _floats(_rows(s, c), 768), s, 16, True)
+        for x, (s, c) in ((_CELLS[0], (16, 8)), (_CELLS[0].bfloat16(), (0, 8)))
+    ],
+    "prompt_insertion": [(_CELLS[0], *_prompted(*widths), 0.1, 16) for widths in _PROMPTS]
+    + [(_CELLS[0].bfloat16(), *_prompted(16, 8)[:4], None, 0.0, 16)],
+    "prompt_insertion_backward": [(*2 * (_CELLS[0],), *_prompted(*widths), 0.1, 16) for widths in _PROMPTS]
+    + [(_CELLS[0].bfloat16(), None, *_prompted(16, 8)[:4], None, 0.0, 16)],
     "purifier": [(*[_MAP] * 3, *_ROWS, True), (*[_LAST] * 3, *_ROWS, True)],
     "purifier_backward": [
         (_floats(5, 8, WIDTH), _floats(5, 8, WIDTH), *[_MAP] * 3, *_ROWS, True),

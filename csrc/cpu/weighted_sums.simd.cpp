@@ -17,16 +17,17 @@ static_assert(kSumsWidth % (kLanes * kWide) == 0);
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 
-// acc[r] += W[r0 + r, j0 .. j0 + depth) x, for kWide registers of columns; rows beyond the last repeat it.
+// acc[r] += W[r0 + r, j0 .. j0 + depth) x, for the first WIDE registers of columns; rows beyond the last repeat it.
+template <int WIDE>
 inline void accumulate(Weights w, int64_t last, int64_t r0, int64_t j0, int64_t depth, const float* x, Vec (&acc)[kRows][kWide]) {
   const float* row[kRows];
   for (int r = 0; r < kRows; ++r) row[r] = w.data + (r0 + r < last ? r0 + r : last) * w.row + j0 * w.col;
   for (int64_t j = 0; j < depth; ++j) {
-    Vec v[kWide];
-    for (int k = 0; k < kWide; ++k) std::memcpy(&v[k], x + j * kSumsWidth + k * kLanes, sizeof(Vec));
+    Vec v[WIDE];
+    for (int k = 0; k < WIDE; ++k) std::memcpy(&v[k], x + j * kSumsWidth + k * kLanes, sizeof(Vec));
     for (int r = 0; r < kRows; ++r) {
       const float weight = row[r][j * w.col];
-      for (int k = 0; k < kWide; ++k) acc[r][k] += weight * v[k];
+      for (int k = 0; k < WIDE; ++k) acc[r][k] += weight * v[k];
     }
   }
 }
@@ -55,7 +56,13 @@ void weighted_sums(Weights w, int64_t n, const float* x, int64_t m, int64_t x_st
             std::memcpy(line[r], out + (r0 + r) * stride + c + part, width * sizeof(float));
             std::memcpy(acc[r], line[r], sizeof(acc[r]));
           }
-          accumulate(w, n - 1, r0, j, depth, scratch + part, acc);
+          if (width <= kLanes) {
+            accumulate<1>(w, n - 1, r0, j, depth, scratch + part, acc);
+          } else if (width <= 2 * kLanes) {
+            accumulate<2>(w, n - 1, r0, j, depth, scratch + part, acc);
+          } else {
+            accumulate<kWide>(w, n - 1, r0, j, depth, scratch + part, acc);
+          }
           for (int r = 0; r < kRows && r0 + r < n; ++r) {
             std::memcpy(line[r], acc[r], sizeof(acc[r]));
             std::memcpy(out + (r0 + r) * stride + c + part, line[r], width * sizeof(float));

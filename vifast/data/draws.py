@@ -15,6 +15,7 @@ import numpy as np
 
 from vifast.functional.augment import AugmentParams
 from vifast.kernels import _C
+from vifast.kernels._philox import philox as _philox
 from vifast.kernels.augment import ERASED, NORMALIZED, ONE, RAW
 
 
@@ -39,18 +40,12 @@ class Slot(enum.IntEnum):
 
 
 _MASK = np.uint64(0xFFFFFFFF)
-_ROUND = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
 def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     """Four random words for every counter `[..., 4]`: uint32 `[..., 4]`."""
-    c = [counter[..., k].astype(np.uint64) for k in range(4)]
-    for turn in range(10):
-        k0, k1 = (np.uint64((word + turn * step) & 0xFFFFFFFF) for word, step in zip(key, _WEYL, strict=True))
-        low, high = _ROUND[0] * c[0], _ROUND[1] * c[2]
-        c = [(high >> np.uint64(32)) ^ c[1] ^ k0, high & _MASK, (low >> np.uint64(32)) ^ c[3] ^ k1, low & _MASK]
-    return np.stack(c, -1).astype(np.uint32)
+    with np.errstate(over="ignore"):
+        return np.stack(_philox(np.moveaxis(counter.astype(np.int64), -1, 0), key), -1).astype(np.uint32)
 
 
 def words(index: np.ndarray, slot: int, *, seed: int, epoch: int, view: int = 0, attempt: int = 0) -> np.ndarray:

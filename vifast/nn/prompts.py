@@ -1,10 +1,15 @@
 """Prompts added to images: a part of each modality's own, and a part common to both."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vifast import _checks
+from vifast.kernels.prompt_hidden import prompt_hidden
+from vifast.kernels.prompt_insertion import prompt_insertion
+from vifast.kernels.prompt_mixture import prompt_mixture
+from vifast.kernels.prompt_statistics import prompt_statistics
 
 
 def _linear(n_in: int, n_out: int) -> nn.Linear:
@@ -15,34 +20,11 @@ def _linear(n_in: int, n_out: int) -> nn.Linear:
 
 
 class _Specific(nn.Module):
-    """Linear, batch normalisation, linear for the cells of one modality, which a mask selects."""
+    """Linear, batch normalisation, linear: the parameters of one modality's part."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.down, self.norm, self.up = _linear(width, hidden), nn.BatchNorm1d(hidden), _linear(hidden, width)
-
-    def forward(self, cells: Tensor, own: Tensor) -> Tensor:
-        """cells [B, G, width], own [B] bool: the prompt [B, G, width], zero in the rows of the other modality."""
-        own = own[:, None, None]
-        hidden = self.down(cells)
-        return torch.where(own, self.up(self._normalized(hidden, own).to(hidden.dtype)), 0.0)
-
-    def _normalized(self, hidden: Tensor, own: Tensor) -> Tensor:
-        norm, hidden = self.norm, hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        mean, var = norm.running_mean, norm.running_var
-        if norm.training:
-            count = own.sum() * hidden.size(1)
-            size = count.clamp(min=1)
-            # The other modality's rows must not reach the statistics even where they are NaN: selected, not multiplied.
-            mean = torch.where(own, hidden, 0.0).sum((0, 1)) / size
-            var = torch.where(own, hidden - mean, 0.0).square().sum((0, 1)) / size
-            with torch.no_grad():
-                share = norm.momentum * (count > 0)
-                norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), share)
-                unbiased = var * (size / (size - 1).clamp(min=1))
-                norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), share)
-                norm.num_batches_tracked += count > 0
-        return (hidden - mean) * ((var + norm.eps).rsqrt() * norm.weight) + norm.bias
 
 
 class _Common(nn.Module):
@@ -60,19 +42,26 @@ class _Common(nn.Module):
         )
         self.running_at_eval = running_at_eval
 
-    def forward(self, cells: Tensor, grid: tuple[int, int]) -> Tensor:
-        hidden = self.down(cells).transpose(1, 2).unflatten(2, grid)
-        return self.up(functional.relu(self.mixed(hidden)).flatten(2).transpose(1, 2))
-
     def mixed(self, hidden: Tensor) -> Tensor:
         """a H + (1 - a) b N of a map H [B, hidden, h, w]: N its instance normalisation, a and b the gates of both."""
-        norm = self.norm
-        if norm.training or self.running_at_eval:
-            normed = norm(hidden)
-        else:
-            normed = functional.instance_norm(hidden, weight=norm.weight, bias=norm.bias, eps=norm.eps)
-        share = self.gate_raw(hidden)
-        return share * hidden + (1 - share) * (self.gate_normed(normed) * normed)
+        modality = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+        return _mixed(hidden.flatten(2), modality, (), self).view_as(hidden)
+
+
+def _mixed(hidden: Tensor, modality: Tensor, specific: Sequence[_Specific], common: _Common | None) -> Tensor:
+    """Planes [B, R, G] of the first linear maps to those of the second: normalised, and the common ones mixed."""
+    parts = [*specific] if common is None else [*specific, common]
+    norm = parts[0].norm
+    instance = norm.training or common is None or not common.running_at_eval
+    buffers = [buffer for part in specific for buffer in part.norm.buffers()] or [None] * 6
+    buffers += [None] * 2 if common is None else [common.norm.running_mean, common.norm.running_var]
+    batch = norm.training
+    statistics = prompt_statistics(hidden.detach(), modality, *buffers, batch, instance, norm.eps, norm.momentum)
+    affine = [torch.cat([getattr(part.norm, name) for part in parts]) for name in ("weight", "bias")]
+    gates = [None] * 4
+    if common is not None:
+        gates = [gate[k].weight.flatten(1) for gate in (common.gate_raw, common.gate_normed) for k in (0, 2)]
+    return prompt_mixture(hidden, modality, *statistics, *affine, *gates, batch, instance)
 
 
 class ModalityPrompts(nn.Module):
@@ -136,23 +125,22 @@ class ModalityPrompts(nn.Module):
         self.common = _Common(width, common, gate, running_at_eval) if common else None
 
     def forward(self, images: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
-        grid = self._grid(images)
+        self._check(images)
         modality = _checks.labels("modality", modality, "images", images)
         if len(images) == 0:
             return images, torch.zeros_like(images)
-        side = self.cell
-        cells = functional.pixel_unshuffle(images, side).flatten(2).transpose(1, 2)  # [B, cells, channels * side**2]
-        parts = [] if self.common is None else [self.common(cells, grid)]
-        if self.specific:
-            parts.insert(0, sum(part(cells, modality == m) for m, part in enumerate(self.specific)))
-        prompt = sum(self._image(part, grid) for part in parts)
-        return images + prompt, prompt
+        parts = [*self.specific] if self.common is None else [*self.specific, self.common]
+        specific = self.specific[0].up.in_features if self.specific else 0
+        down = torch.cat([part.down.weight for part in parts]), torch.cat([part.down.bias for part in parts])
+        hidden = prompt_hidden(images, modality, *down, specific, self.cell)
+        values = _mixed(hidden, modality, self.specific, self.common)
+        up = torch.cat([part.up.weight for part in parts], 1), torch.stack([part.up.bias for part in parts])
+        seed = None
+        if self.training and self.dropout > 0:
+            seed = torch.empty((), dtype=torch.int64, device=images.device).random_()  # drawn where it is read
+        return prompt_insertion(images, values, modality, *up, seed, self.dropout, self.cell)
 
-    def _image(self, cells: Tensor, grid: tuple[int, int]) -> Tensor:
-        image = functional.pixel_shuffle(cells.transpose(1, 2).unflatten(2, grid), self.cell)
-        return functional.dropout(image, self.dropout, self.training)
-
-    def _grid(self, images: Tensor) -> tuple[int, int]:
+    def _check(self, images: Tensor) -> None:
         _checks.feature_map("images", images)
         (c, h, w), side = images.shape[1:], self.cell
         if c != self.channels or h % side or w % side:
@@ -160,4 +148,3 @@ class ModalityPrompts(nn.Module):
             raise ValueError(f"images: expected {wanted}, got shape {list(images.shape)}")
         if h * w == side * side:
             raise ValueError(f"images: expected more than one cell of {side} x {side}, got shape {list(images.shape)}")
-        return h // side, w // side

@@ -162,7 +162,7 @@ class CKDA(System):
         """The teacher, its matrices in the type that autocast would else make of them in every step."""
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         if dtype != self._teacher_dtype:
-            for part in self.teacher.module.modules():
+            for part in self.teacher.module.backbone.modules():  # prompts and neck are float32 whatever autocast says
                 if isinstance(part, (nn.Linear, nn.Conv2d)):
                     part.to(dtype)
             self._teacher_dtype = dtype
