@@ -134,10 +134,9 @@ def copy(x: Tensor) -> Callable:
     return lambda: out.copy_(x)
 
 
-def new_zeros(x: Tensor) -> Callable:
-    """One write, to new memory, as a gradient's is."""
-    x = x.detach()
-    return lambda: torch.zeros_like(x)
+def fill(x: Tensor) -> Callable:
+    """One write."""
+    return torch.empty_like(x.detach()).zero_
 
 
 def sum_of(a: Tensor, b: Tensor) -> Callable:

@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import normalize
 
 from vifast import functional
-from vifast.bench.case import Case, Work, copy, in_turn, new_zeros, product, random_rows
+from vifast.bench.case import Case, Work, copy, fill, in_turn, product, random_rows
 
 BATCHES = ((32, 2048), (60, 2048), (120, 2048), (512, 2048), (2048, 2048))
 
@@ -56,10 +56,10 @@ def _center_hinge(n, d, device="cpu", dtype=torch.float32):
 
 
 def _center_loss(n, k, d, device="cpu", dtype=torch.float32):
-    """The floor reads the rows and writes both gradients once, that of the centers to new memory; forward it reads."""
+    """The floor reads the rows and writes both gradients once; forward it reads them."""
     feat, labels = random_rows(n, d, seed=0, device=device, dtype=dtype), torch.arange(n, device=device) // 8
     centers = random_rows(k, d, seed=1, device=device, dtype=dtype)
-    moved = in_turn(copy(feat), new_zeros(centers))
+    moved = in_turn(copy(feat), fill(centers))
     return Work(functional.center_loss, (feat, labels % k, centers), (moved, copy(feat), moved), (feat, centers))
 
 
