@@ -59,6 +59,13 @@ def pair_terms(a_ptr, b_ptr, j, row, rows, n_cols, length, top_a, top_b):
 
 
 @triton.jit
+def store_states(at, side, values, mask):
+    """Two online softmaxes of every row, three values each, ``side`` apart."""
+    for k in tl.static_range(6):
+        tl.store(at + k * side, values[k], mask=mask)
+
+
+@triton.jit
 def total(x):
     """Sum of a block as a float64 scalar."""
     return tl.sum(x).to(tl.float64)

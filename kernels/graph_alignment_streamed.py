@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from vifast.kernels._lang import tl, triton
+from vifast.kernels._softmax import store_states
 from vifast.kernels._tile import (
     CLOSE_PAIR,
     input_precision,
@@ -53,14 +54,8 @@ def _fold_kernel(
             inside = inside & (row[:, None] != col[None, :])
         m_u, z_u, t_u = softmax_update(v - u, u, inside, m_u, z_u, t_u, True)
         m_v, z_v, t_v = softmax_update(v - u, v, inside, m_v, z_v, t_v, True)
-    out = tl.cast(split, tl.int64) * n + row
-    side = tl.cast(n_splits, tl.int64) * n
-    tl.store(stats_ptr + out, m_u, mask=row < n)
-    tl.store(stats_ptr + side + out, z_u, mask=row < n)
-    tl.store(stats_ptr + 2 * side + out, t_u, mask=row < n)
-    tl.store(stats_ptr + 3 * side + out, m_v, mask=row < n)
-    tl.store(stats_ptr + 4 * side + out, z_v, mask=row < n)
-    tl.store(stats_ptr + 5 * side + out, t_v, mask=row < n)
+    at = stats_ptr + tl.cast(split, tl.int64) * n + row
+    store_states(at, tl.cast(n_splits, tl.int64) * n, (m_u, z_u, t_u, m_v, z_v, t_v), row < n)
 
 
 @triton.jit
@@ -86,9 +81,7 @@ def _finish_kernel(stats_ptr, saved_ptr, loss_ptr, n, n_splits, SYMMETRIC: tl.co
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     top_a, inv_a, mean_a = _merged(stats_ptr, row, n, n_splits, BLOCK)
     top_b, inv_b, mean_b = _merged(stats_ptr + 3 * tl.cast(n_splits, tl.int64) * n, row, n, n_splits, BLOCK)
-    saved = (top_a, inv_a, mean_a, top_b, inv_b, mean_b)
-    for k in tl.static_range(6):
-        tl.store(saved_ptr + k * tl.cast(n, tl.int64) + row, saved[k], mask=row < n)
+    store_states(saved_ptr + row, tl.cast(n, tl.int64), (top_a, inv_a, mean_a, top_b, inv_b, mean_b), row < n)
     loss = mean_b - mean_a if SYMMETRIC else mean_b - (top_b - top_a + tl.log(inv_a / inv_b))
     tl.store(loss_ptr + row, loss.to(tl.float32), mask=row < n)
 

@@ -34,6 +34,7 @@ from vifast.kernels._lang import tl, triton
 from vifast.kernels._reduction import grad_of_rows, reduced, reduced_shape
 from vifast.kernels._registry import Op, check
 from vifast.kernels._small import SMALL
+from vifast.kernels._softmax import store_states
 from vifast.kernels._tile import (
     CLOSE_PAIR,
     gpu_rows,
@@ -117,14 +118,8 @@ def _fold_kernel(
         neg = inside & (same == 0)
         m_pos, z_pos, t_pos = softmax_update(d, d, pos, m_pos, z_pos, t_pos, True)
         m_neg, z_neg, t_neg = softmax_update(d, -d, neg, m_neg, z_neg, t_neg, STABLE)
-    out = tl.cast(split, tl.int64) * n + row
-    side = tl.cast(n_splits, tl.int64) * n
-    tl.store(stats_ptr + out, m_pos, mask=row < n)
-    tl.store(stats_ptr + side + out, z_pos, mask=row < n)
-    tl.store(stats_ptr + 2 * side + out, t_pos, mask=row < n)
-    tl.store(stats_ptr + 3 * side + out, m_neg, mask=row < n)
-    tl.store(stats_ptr + 4 * side + out, z_neg, mask=row < n)
-    tl.store(stats_ptr + 5 * side + out, t_neg, mask=row < n)
+    at = stats_ptr + tl.cast(split, tl.int64) * n + row
+    store_states(at, tl.cast(n_splits, tl.int64) * n, (m_pos, z_pos, t_pos, m_neg, z_neg, t_neg), row < n)
 
 
 @triton.jit
