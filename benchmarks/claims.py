@@ -127,6 +127,11 @@ KERNELS = {
         "{120x2048 floor} and {512x2048 floor} of a pass over the bytes for 120 and 512 rows of 2048 on two cores "
         "of an AMD EPYC, forward and backward.",
     ),
+    "center_loss": (
+        "center_loss",
+        "{32x395x2048 floor} and {120x395x2048 floor} of a pass over the bytes for 32 and 120 rows of 2048, 395 "
+        "classes, on two cores of an AMD EPYC, forward and backward: gradients go to new memory, the pass does not.",
+    ),
     "center_triplet": (
         "center_triplet_loss",
         "{120x2048 floor} and {512x2048 floor} of the platform's products for 120 and 512 rows of 2048 on two cores "
@@ -146,6 +151,11 @@ KERNELS = {
         "dakd_loss",
         "within DAKDLoss, whose whole is {32x395x2048 floor} of its products for 32 + 32 rows, 395 classes, on two "
         "cores of an AMD EPYC, forward and backward.",
+    ),
+    "decoupled_kl": (
+        "decoupled_kl",
+        "{60x395 floor} and {512x713 floor} of a pass over the bytes for 60 x 395 and 512 x 713 on two cores of an "
+        "AMD EPYC, forward and backward: two exponentials an element.",
     ),
     "entropy_hinge": (
         "entropy_hinge",

@@ -11,6 +11,8 @@ Backward 2 (f_i - c_{y_i}) / (N K), and minus its sum over the rows of a class, 
 Memory   the gradients, and N numbers.
 Launches on a GPU up to SMALL rows one forward, and always one backward.
 Floor    (N + P)*D*4 bytes read, P the classes with rows; backward the same again, and (N + K)*D*4 written.
+Measured 5.2 and 7.5 of a pass over the bytes for 32 and 120 rows of 2048, 395 classes, on two cores of an AMD EPYC,
+         forward and backward: gradients go to new memory, the pass does not.
 Source   spec idkl 4; Wen et al. 2016.
 """
 

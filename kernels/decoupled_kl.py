@@ -16,6 +16,8 @@ Exact     equal rows give 0, and close ones lose no digits: float32 carries thei
 Memory    loss and slope.
 Launches  on a GPU up to SMALL rows one forward and, in float32, one backward.
 Floor     12 bytes an element: both rows read, the gradient written. The slope adds 8, as reading the rows again would.
+Measured  13 and 10 of a pass over the bytes for 60 x 395 and 512 x 713 on two cores of an AMD EPYC, forward and
+          backward: two exponentials an element.
 Source    spec dakd 11; Zhao et al. 2022.
 """
 
