@@ -287,8 +287,9 @@ def test_what_would_fail_in_a_later_stage_is_told_before_the_first(configured, t
         ("stages.regdb.dataset.num_ids=5", "^stages.regdb: num_ids: expected at most 4, .* got 5$"),
         ("stages.regdb.dataset.height=48", "^stages.regdb: previous: 1-vcm/weights.safetensors: does not fit this"),
         ("stages.regdb.system=lwf", "^stages.regdb: previous: 1-vcm/knowledge.safetensors: expected head0"),
+        ("options.weights=nowhere.pth", "^nowhere.pth: no such file$"),
     ):
-        with pytest.raises(ConfigError, match=message) as caught:
+        with pytest.raises((ConfigError, FileNotFoundError), match=message) as caught:
             run(configured(change), tmp_path / "run")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()

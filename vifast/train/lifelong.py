@@ -145,20 +145,21 @@ class Lifelong:
             )
 
     def _check(self, stage: Stage) -> None:
-        """What earlier calls left of a stage, and of the one before it, fits what is asked for and can be read."""
+        """What a stage starts from, and what earlier calls left of it, can be read and fits what is asked for."""
         folder = stage.folder
         before = self.stages[stage.number - 1] if stage.number else None
-        if before is not None and before.finished and not stage.finished:
-            build_system(stage.config, stage.dataset.num_labels)
+        ready = before is None or before.finished
+        newest = None if stage.finished else checkpoint.latest(folder)
+        if ready and not stage.finished:
+            build_system(stage.config, stage.dataset.num_labels, resumed=newest is not None)
         if not stage.begun:
             return
-        if before is not None and not before.finished:
+        if not ready:
             raise RunError(f"{folder}: goes on from {before.folder}, which is not finished")
         claim_folder(folder, stage.config, resume=True)
         claim_sources(folder, stage.config, stage.dataset)
         for file in (folder / checkpoint.FINAL).glob("*") if stage.finished else ():
             read_tensors(file)
-        newest = None if stage.finished else checkpoint.latest(folder)
         if newest is not None:
             read_tensors(newest / checkpoint.WEIGHTS)
             checkpoint.load_state(newest)
