@@ -1,16 +1,16 @@
-"""Triton kernels of prototype_alignment for few rows: to PROTOTYPED one launch forward, to SMALL one backward.
+"""Triton kernels of prototype_alignment for few rows: to PROTOTYPED one launch each way, to SMALL two.
 
 Forward, a program takes the cosines of PROTOTYPED rows with BLOCK_P prototypes; the last to finish makes relations,
 affinities, loss and slope of them: on one multiprocessor three passes over N*K numbers in cache and three products
 N x N x K, in place of a launch each for W, distances, softmax, loss and the gradient, which wait for each other.
 
-More rows take five launches, one of which writes a 1. Two N x N graphs of 64 rows spill registers of an sm_80, the
-products of the one program grow with N^2, and other programs cannot go on: a distance of W needs whole rows of it, a
-weight of the gradient the softmaxes of all. So ``relate`` ends where rows of W are complete, graph_alignment follows
-each way, and a row of its gradient becomes one of the slope.
+More rows take two. Two N x N graphs of 64 rows spill registers of an sm_80, the products of the one program grow with
+N^2, and other programs cannot go on: a distance of W needs whole rows of it, a weight of the gradient the softmaxes of
+all. So ``relate`` ends where rows of W are complete, the launch of graph_alignment where those of the graphs are, and
+the slope begins the backward.
 
-Backward, a program makes 16 rows by BLOCK_D columns of dU, and the last of each 16 rows takes their part along U. All
-have one order of summation.
+``pull`` ends every backward: a program makes 16 rows by BLOCK_D columns of dU, and the last of each 16 rows takes
+their part along U. All have one order of summation.
 """
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._small import PROTOTYPED, counters, last_program
+from vifast.kernels._split import mean_free_rows, pull_launch
 from vifast.kernels._tile import input_precision
 from vifast.kernels.unit_rows import LEAST_NORM
 
@@ -92,8 +93,9 @@ def _sqdist(z_ptr, top, scale, row, n, n_prototypes, PRECISION: tl.constexpr, BL
 
 @triton.jit
 def _logits(
-    student_ptr, teacher_ptr, prototypes_ptr, z_ptr, stats_ptr, lengths_ptr, row, n, n_cols, n_prototypes, tau,
-    PRECISION: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+    student_ptr, teacher_ptr, prototypes_ptr, z_student_ptr, z_teacher_ptr, stats_ptr, lengths_ptr, row, n, n_cols,
+    n_prototypes, tau, PRECISION: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Logits of rows of both sides to the BLOCK_P prototypes of a program, and their norms."""
     k = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -115,9 +117,8 @@ def _logits(
     length = _at_least(tl.sqrt(square_p), LEAST)
     tl.store(lengths_ptr + k, length, mask=k < n_prototypes)
     own = stats_ptr + tl.program_id(0) * 4 * BLOCK
-    of_teacher = tl.cast(n, tl.int64) * n_prototypes
-    _store_logits(dot_s, square_s, length, z_ptr, own, row, k, n, n_prototypes, tau, LEAST)
-    _store_logits(dot_t, square_t, length, z_ptr + of_teacher, own + 2 * BLOCK, row, k, n, n_prototypes, tau, LEAST)
+    _store_logits(dot_s, square_s, length, z_student_ptr, own, row, k, n, n_prototypes, tau, LEAST)
+    _store_logits(dot_t, square_t, length, z_teacher_ptr, own + 2 * BLOCK, row, k, n, n_prototypes, tau, LEAST)
 
 
 @triton.jit
@@ -128,14 +129,14 @@ def _align_kernel(
 ):  # fmt: skip
     """z [2, n, K]: logits of student and teacher; stats [programs, 2, 2, BLOCK]; lengths [K]."""
     row = tl.arange(0, BLOCK)
-    of_teacher = tl.cast(n, tl.int64) * n_prototypes
-    _logits(student_ptr, teacher_ptr, prototypes_ptr, z_ptr, stats_ptr, lengths_ptr, row, n, n_cols, n_prototypes, tau,
-            PRECISION, LEAST, BLOCK, BLOCK_P, BLOCK_D)  # fmt: skip
+    z_teacher_ptr = z_ptr + tl.cast(n, tl.int64) * n_prototypes
+    _logits(student_ptr, teacher_ptr, prototypes_ptr, z_ptr, z_teacher_ptr, stats_ptr, lengths_ptr, row, n, n_cols,
+            n_prototypes, tau, PRECISION, LEAST, BLOCK, BLOCK_P, BLOCK_D)  # fmt: skip
     if last_program(counter_ptr, tl.num_programs(0)):
         top_s, scale_s = _merged(stats_ptr, row, tl.num_programs(0))
         top_t, scale_t = _merged(stats_ptr + 2 * BLOCK, row, tl.num_programs(0))
         sq = _sqdist(z_ptr, top_s, scale_s, row, n, n_prototypes, PRECISION, BLOCK_K)
-        sq_t = _sqdist(z_ptr + of_teacher, top_t, scale_t, row, n, n_prototypes, PRECISION, BLOCK_K)
+        sq_t = _sqdist(z_teacher_ptr, top_t, scale_t, row, n, n_prototypes, PRECISION, BLOCK_K)
         # Float64 from here: the difference of two near graphs is far smaller than its terms. The diagonal is the
         # largest logit of its row, 0.
         half = -0.5 * tl.cast(kappa, tl.float64)
@@ -199,35 +200,84 @@ def _relate(z_ptr, stats_ptr, row, n, n_prototypes, n_blocks, BLOCK_K: tl.conste
 
 @triton.jit
 def _relations_kernel(
-    student_ptr, teacher_ptr, prototypes_ptr, z_ptr, stats_ptr, lengths_ptr, counter_ptr, n, n_cols, n_prototypes, tau,
-    PRECISION: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    student_ptr, teacher_ptr, prototypes_ptr, w_student_ptr, w_teacher_ptr, stats_ptr, lengths_ptr, counter_ptr, n,
+    n_cols, n_prototypes, tau, PRECISION: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The last program of each BLOCK rows makes W of their logits."""
     row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     programs = tl.num_programs(0)
     stats_ptr += tl.program_id(1) * programs * (4 * BLOCK)
-    _logits(student_ptr, teacher_ptr, prototypes_ptr, z_ptr, stats_ptr, lengths_ptr, row, n, n_cols, n_prototypes, tau,
-            PRECISION, LEAST, BLOCK, BLOCK_P, BLOCK_D)  # fmt: skip
+    _logits(student_ptr, teacher_ptr, prototypes_ptr, w_student_ptr, w_teacher_ptr, stats_ptr, lengths_ptr, row, n,
+            n_cols, n_prototypes, tau, PRECISION, LEAST, BLOCK, BLOCK_P, BLOCK_D)  # fmt: skip
     if last_program(counter_ptr + tl.program_id(1), programs):
-        of_teacher = tl.cast(n, tl.int64) * n_prototypes
-        _relate(z_ptr, stats_ptr, row, n, n_prototypes, programs, BLOCK_K)
-        _relate(z_ptr + of_teacher, stats_ptr + 2 * BLOCK, row, n, n_prototypes, programs, BLOCK_K)
+        _relate(w_student_ptr, stats_ptr, row, n, n_prototypes, programs, BLOCK_K)
+        _relate(w_teacher_ptr, stats_ptr + 2 * BLOCK, row, n, n_prototypes, programs, BLOCK_K)
 
 
-def relate(student: Tensor, teacher: Tensor, prototypes: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """W [2, N, K] of at most SMALL contiguous rows of student and teacher, and the norms of the prototypes."""
+def relate(student: Tensor, teacher: Tensor, prototypes: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    """W [N, K] of at most SMALL contiguous rows of student and teacher, and the norms of the prototypes."""
     (n, d), k = student.shape, len(prototypes)
     grid = triton.cdiv(k, BLOCK_P), triton.cdiv(n, PROTOTYPED)
-    z, stats, lengths = (
-        student.new_empty(shape, dtype=torch.float32) for shape in ((2, n, k), (*grid, 4, PROTOTYPED), (k,))
-    )
+    shapes = (n, k), (n, k), (*grid, 4, PROTOTYPED), (k,)
+    w_student, w_teacher, stats, lengths = (student.new_empty(shape, dtype=torch.float32) for shape in shapes)
     with torch.cuda.device_of(student):
         _relations_kernel[grid](
-            student, teacher, prototypes, z, stats, lengths, counters(student), n, d, k, tau, PRECISION=PRECISION,
-            LEAST=LEAST_NORM, BLOCK=PROTOTYPED, BLOCK_P=BLOCK_P, BLOCK_D=16, BLOCK_K=32, num_warps=8, num_stages=2,
+            student, teacher, prototypes, w_student, w_teacher, stats, lengths, counters(student), n, d, k, tau,
+            PRECISION=PRECISION, LEAST=LEAST_NORM, BLOCK=PROTOTYPED, BLOCK_P=BLOCK_P, BLOCK_D=16, BLOCK_K=32,
+            num_warps=8, num_stages=2,
         )  # fmt: skip
-    return z, lengths
+    return w_student, w_teacher, lengths
+
+
+@triton.jit
+def _sum_of_inverses(saved_ptr, row, col, n):
+    at_row = tl.load(saved_ptr + row, mask=row < n, other=0.0)
+    at_col = tl.load(saved_ptr + col, mask=col < n, other=0.0)
+    return at_row[:, None] + at_col[None, :]
+
+
+@triton.jit
+def _slope_kernel(
+    w_ptr, lengths_ptr, saved_ptr, sq_student_ptr, sq_teacher_ptr, slope_ptr, n, n_prototypes, tau, kappa,
+    PRECISION: tl.constexpr, ANCHORS: tl.constexpr, PARTNERS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """ANCHORS rows by BLOCK_D prototypes, which lie along the rows of the product.
+
+    saved [6, n], whose rows 1 and 4 are the inverse sums of exponentials: the diagonal is the largest logit, 0.
+    """
+    row = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS).to(tl.int64)
+    col = tl.arange(0, PARTNERS).to(tl.int64)
+    k = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D).to(tl.int64)
+    other = (row[:, None] < n) & (col[None, :] < n) & (row[:, None] != col[None, :])
+    at = row[:, None] * n + col[None, :]
+    sq = tl.load(sq_student_ptr + at, mask=other, other=0.0)
+    sq_t = tl.load(sq_teacher_ptr + at, mask=other, other=0.0)
+    half = -0.5 * tl.cast(kappa, tl.float64)
+    c64 = tl.exp(half * sq.to(tl.float64)) * _sum_of_inverses(saved_ptr + n, row, col, n)
+    c64 -= tl.exp(half * sq_t.to(tl.float64)) * _sum_of_inverses(saved_ptr + 4 * n, row, col, n)
+    s = tl.where(other, c64 * (2.0 * half / n), 0.0).to(tl.float32)
+    share = 0.5 * tl.sum(s * sq, 1)  # <dW, W> of unit rows
+    c, mean = mean_free_rows(w_ptr, col, k, n, n_prototypes)
+    pulled = tl.dot(tl.trans(c), tl.trans(s), input_precision=PRECISION)
+    mask = (k[:, None] < n_prototypes) & (row[None, :] < n)
+    at_k = row[None, :] * n_prototypes + k[:, None]
+    w = tl.load(w_ptr + at_k, mask=mask, other=0.0)
+    dw = tl.sum(s, 1)[None, :] * (w - mean[:, None]) - pulled
+    per = tl.load(lengths_ptr + k, mask=k < n_prototypes, other=1.0) * tau
+    tl.store(slope_ptr + at_k, w * (dw - share[None, :] * w) / per[:, None], mask=mask)
+
+
+def incline(
+    relation: Tensor, lengths: Tensor, saved: Tensor, sq_student: Tensor, sq_teacher: Tensor, tau: float, kappa: float
+) -> Tensor:
+    """Slope of at most SMALL rows from W, the norms of the prototypes and the state of graph_alignment."""
+    slope, (grid, blocks) = torch.empty_like(relation), pull_launch(relation, "exact")
+    with torch.cuda.device_of(relation):
+        _slope_kernel[grid](
+            relation, lengths, saved, sq_student, sq_teacher, slope, *relation.shape, tau, kappa, **blocks
+        )  # fmt: skip
+    return slope
 
 
 @triton.jit

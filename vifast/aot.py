@@ -53,6 +53,7 @@ _FEATURES = (_floats(SMALL, WIDTH), _floats(SMALL, WIDTH))
 _DAKD = _temperatures(2.0, 3.0, 4.0, 5.0, 6.0)
 _TABLES = [1.0] * 5 + [0.0] * 5, [0.0] * 5 + [1.0] * 5
 _OTHER_WIDTH = _floats(LARGE, 70)
+_TABLE = _floats(713, 768)
 _GRAPH = (_doubles(6, LARGE), _floats(0), _floats(0))
 _NEIGHBORS = (_floats(LARGE), _floats(3, LARGE), _floats(0), _floats(0))
 _WRT = (_floats(LARGE), _floats(7, LARGE), _floats(0), _floats(0))
@@ -168,15 +169,21 @@ LAUNCHES = {
     "prototype_alignment": [
         (_SELF[0], _SELF[0], _floats(100, WIDTH), 0.1, 10.0, True),
         (_HALF[0], _HALF[0], _floats(100, WIDTH).bfloat16(), 0.1, 10.0, True),
-        *[(*2 * (_floats(n, 768),), _floats(713, 768), 0.1, 10.0, True) for n in (128, 64, 32, 16)],
+        *[(*2 * (_floats(n, 768),), _TABLE, 0.1, 10.0, True) for n in (128, 64, 32, 16)],
         (*2 * (_floats(20, 70).bfloat16(),), _floats(20, 70).bfloat16(), 0.1, 10.0, False),
         (*2 * (_floats(50, 70).bfloat16(),), _floats(20, 70).bfloat16(), 0.1, 10.0, False),
     ],
     "prototype_alignment_backward": [
-        (_floats(), _floats(LARGE, 100), _HALF[0], _floats(100, WIDTH).bfloat16()),
-        (_floats(), _floats(LARGE, 100), _SELF[0], _floats(100, WIDTH)),
-        (_floats(), _floats(128, 713), _floats(128, 768), _floats(713, 768)),
-        (_floats(), _floats(20, 20), *2 * (_floats(20, 70).bfloat16(),)),
+        (_floats(), slope, *2 * (_floats(0),), rows, table, 0.1, 10.0)
+        for slope, rows, table in (
+            (_floats(LARGE, 100), _HALF[0], _floats(100, WIDTH).bfloat16()),
+            (_floats(LARGE, 100), _SELF[0], _floats(100, WIDTH)),
+            (_floats(20, 20), *2 * (_floats(20, 70).bfloat16(),)),
+        )
+    ]
+    + [
+        (_floats(), _floats(n, 713), _floats(713), _doubles(6 + n, n), _floats(n, 768), _TABLE, 0.1, 10.0)
+        for n in (128, 64)
     ],
     "batch_hard": [
         (*_SELF, "euclidean", 0.3, "exact", "mean"),

@@ -41,7 +41,7 @@ CALLS = {
     "relation_alignment, keep": (1, 1, lambda a, b, labels, modality: F.relation_alignment(a, b, keep=KEEP)),
     "relation_alignment, 128": (1, 1, lambda a, b, labels, modality: F.relation_alignment(a, b)),
     "prototype_alignment": (1, 1, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
-    "prototype_alignment, 64": (5, 1, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
+    "prototype_alignment, 64": (2, 2, lambda a, b, labels, modality: F.prototype_alignment(a, b, TABLE)),
     "symmetric_kl": (2, 2, lambda a, b, labels, modality: F.symmetric_kl(a, b)),
     "symmetric_kl, block": (2, 2, lambda a, b, labels, modality: F.symmetric_kl(a, b, block=16)),
     "standardized_kl": (2, 2, lambda a, b, labels, modality: F.standardized_kl(a, b, (2.0, 3.0), keep=KEEP)),

@@ -4,8 +4,9 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from vifast import functional as F
-from vifast.kernels.prototype_alignment import _relation, prototype_alignment
-from vifast.testing import LAYOUTS, assert_close_to_oracle, check_op, check_values, with_layout
+from vifast.kernels._registry import forced
+from vifast.kernels.prototype_alignment import _relation, prototype_alignment, prototype_alignment_backward
+from vifast.testing import LAYOUTS, assert_close_to_oracle, check_op, check_values, to_float64, with_layout
 
 
 def waves(rows, cols, row_step, col_step, phase):
@@ -83,9 +84,9 @@ def test_op():
 
 
 @pytest.mark.parametrize("kappa", [0.1, 10.0])
-@pytest.mark.parametrize(("n", "k", "d"), [(2, 1, 1), (32, 20, 48), (37, 3, 70), (300, 40, 17)])
+@pytest.mark.parametrize(("n", "k", "d"), [(2, 1, 1), (32, 20, 48), (37, 3, 70), (100, 70, 9), (300, 40, 17)])
 def test_values_on_every_back_end(backend, n, k, d, kappa):
-    if backend.name == "triton" and n > 37:
+    if backend.name == "triton" and n > 128:
         pytest.skip("slow in the interpreter")
     student, teacher, prototypes = problem(n, k, d, backend.device)
     check_values(
@@ -96,7 +97,26 @@ def test_values_on_every_back_end(backend, n, k, d, kappa):
     )
 
 
-@pytest.mark.parametrize(("n", "k"), [(0, 3), (1, 3), (4, 0), (0, 0)])
+@pytest.mark.triton
+def test_definition_of_a_slope_left_to_the_backward(monkeypatch):
+    student, teacher, prototypes = problem(37, 9, 6)
+    options = 0.1, 0.1
+    args = student, teacher, prototypes, *options, True
+    with forced("cuda"):
+        kernels = prototype_alignment.run(*args)
+    monkeypatch.setattr("vifast.kernels.prototype_alignment._keeps_graphs", lambda *_: True)
+    definition = prototype_alignment.definition(*args)
+    assert [x.shape for x in kernels] == [x.shape for x in definition]
+    grads = []
+    for _, *state in (kernels, definition):
+        backward = torch.tensor(2.0), *state, student, prototypes, *options
+        with forced("cuda"):
+            grads.append(prototype_alignment_backward.run(*backward))
+        assert_close_to_oracle(grads[-1], prototype_alignment_backward.definition(*to_float64(backward)), length=37)
+    assert_close_to_oracle(*grads, length=37)
+
+
+@pytest.mark.parametrize(("n", "k"), [(0, 3), (1, 3), (4, 0), (0, 0), (40, 0)])
 def test_empty_problems(backend, n, k):
     student, teacher, prototypes = problem(n, k, 5, backend.device)
     student.requires_grad_()
