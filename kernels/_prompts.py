@@ -104,6 +104,22 @@ def weights_at(weight_ptr, d, r, first, n_own, packed, inside):
     return tl.load(weight_ptr + d[None, :] * packed + first + r[:, None], mask=mask, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def normalized_at(
+    hidden_ptr, modality_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, sample, r, g, specific, columns, cells
+):  # fmt: skip
+    """Of some cells of a sample h, y and u, [len(r), len(g)], where they lie, and which of them exist."""
+    at = (sample.to(tl.int64) * columns + r)[:, None] * cells + g[None, :]
+    mask = (r[:, None] < columns) & (g[None, :] < cells)
+    row = tl.where(r < specific, r + is_infrared(modality_ptr, sample) * specific, r + specific)
+    h = tl.load(hidden_ptr + at, mask=mask, other=0.0)
+    mean = tl.load(mean_ptr + sample * columns + r, mask=r < columns, other=0.0)
+    y = (h - mean[:, None]) * tl.load(rstd_ptr + sample * columns + r, mask=r < columns, other=0.0)[:, None]
+    weight = tl.load(weight_ptr + row, mask=r < columns, other=0.0).to(tl.float32)
+    u = y * weight[:, None] + tl.load(bias_ptr + row, mask=r < columns, other=0.0).to(tl.float32)[:, None]
+    return h, y, u, at, mask
+
+
 def check_sizes(name: str, images: Tensor, modality: Tensor, packed: int, width: int, specific: int, side: int) -> None:
     fits = images.dim() == 4 and modality.shape == images.shape[:1] and packed >= 2 * specific
     fits = fits and images.size(2) % side == images.size(3) % side == 0 and width == images.size(1) * side * side

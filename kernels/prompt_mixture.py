@@ -20,9 +20,12 @@ from torch import Tensor
 
 from vifast.kernels import _C
 from vifast.kernels._cpu import float_rows
-from vifast.kernels._prompts import columns_of, packed_sum
+from vifast.kernels._lang import tl, triton
+from vifast.kernels._prompts import columns_of, is_infrared, normalized_at, packed_sum, tile
 from vifast.kernels._registry import Op, check
+from vifast.kernels._small import counters, last_program
 from vifast.kernels.prompt_statistics import moments
+from vifast.kernels.purifier import sigmoid
 
 
 def _gate(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
@@ -86,6 +89,68 @@ def _cpu(hidden, modality, mean, rstd, weight, bias, raw_down, raw_up, normed_do
     return out
 
 
+@triton.jit
+def _inner(x, down_ptr, c, j, common):
+    """Row j of relu(down x), [cells], and the weights that it has of the columns."""
+    down = tl.load(down_ptr + j * common + c, mask=(c >= 0) & (c < common), other=0.0).to(tl.float32)
+    z = tl.sum(x * down[:, None], 0)
+    return tl.where(z < 0.0, 0.0, z), down
+
+
+@triton.jit
+def _gate_at(x, down_ptr, up_ptr, c, common, gate):
+    """sigmoid(up relu(down x)) for columns c of x, of which those in 0..common-1 are common; and its derivative."""
+    logit = tl.zeros(x.shape, tl.float32)
+    for j in range(0, gate):
+        z, _ = _inner(x, down_ptr, c, j, common)
+        up = tl.load(up_ptr + c * gate + j, mask=(c >= 0) & (c < common), other=0.0).to(tl.float32)
+        logit += up[:, None] * z[None, :]
+    return sigmoid(logit)
+
+
+@triton.jit
+def _mixture_kernel(
+    hidden_ptr, modality_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
+    raw_down_ptr, raw_up_ptr, normed_down_ptr, normed_up_ptr, out_ptr, specific, columns, cells, gate,
+    BLOCK_R: tl.constexpr, BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    """All columns of some cells of one sample."""
+    r, g = tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+    h, _, u, at, mask = normalized_at(
+        hidden_ptr, modality_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, tl.program_id(0), r, g,
+        specific, columns, cells,
+    )  # fmt: skip
+    if raw_down_ptr is not None:
+        c, common = r - specific, columns - specific
+        a, _ = _gate_at(h, raw_down_ptr, raw_up_ptr, c, common, gate)
+        b, _ = _gate_at(u, normed_down_ptr, normed_up_ptr, c, common, gate)
+        u = tl.where(c[:, None] >= 0, a * h + (1.0 - a) * (b * u), u)
+    tl.store(out_ptr + at, u, mask=mask)
+
+
+@prompt_mixture.register_kernel("cuda")
+def _triton(hidden, modality, mean, rstd, weight, bias, raw_down, raw_up, normed_down, normed_up, batch, instance):
+    inputs = hidden, modality, mean, rstd, weight, bias, raw_down, raw_up, normed_down, normed_up
+    out = _alloc(*inputs, batch, instance)
+    n, columns, cells = hidden.shape
+    if out.numel() > 0:
+        inputs = (x if x is None else x.detach().contiguous() for x in inputs)
+        gate = 0 if raw_down is None else len(raw_down)
+        with torch.cuda.device_of(hidden):
+            _mixture_kernel[(n, triton.cdiv(cells, 32))](
+                *inputs,
+                out,
+                len(weight) - columns,
+                columns,
+                cells,
+                gate,
+                BLOCK_R=tile(columns),
+                BLOCK_G=32,
+                num_warps=2,
+            )
+    return out
+
+
 def _gate_backward(
     to_share: Tensor, share: Tensor, x: Tensor, down: Tensor, up: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,10 +188,8 @@ def _backward_ref(
         a, b = _gate(h, raw_down, raw_up), _gate(n, normed_down, normed_up)
         to_h, *raw = _gate_backward(g * (h - b * n), a, h, raw_down, raw_up)
         to_n, *normed = _gate_backward(g * (1 - a) * n, b, n, normed_down, normed_up)
-        gates = [
-            x.to(like.dtype)
-            for x, like in zip((*raw, *normed), (raw_down, raw_up, normed_down, normed_up), strict=True)
-        ]
+        likes = raw_down, raw_up, normed_down, normed_up
+        gates = [x.to(like.dtype) for x, like in zip((*raw, *normed), likes, strict=True)]
         through[:, specific:] = g * a + to_h
         to_u = torch.cat((grad[:, :specific], g * (1 - a) * b + to_n), 1)
     sums = torch.stack((to_u.sum(2), (to_u * y).sum(2)), 2)  # [B, R, 2]
@@ -145,9 +208,8 @@ prompt_mixture_backward = Op("prompt_mixture_backward", _backward_ref)
 def _alloc_backward(
     grad, hidden, modality, mean, rstd, weight, bias, raw_down, raw_up, normed_down, normed_up, batch, instance
 ):
-    gates = raw_down, raw_up, normed_down, normed_up
-    gates = (hidden.new_empty(0) if x is None else torch.empty_like(x) for x in gates)
-    return torch.empty_like(hidden), torch.empty_like(weight), torch.empty_like(bias), *gates
+    rows = hidden, weight, bias, raw_down, raw_up, normed_down, normed_up
+    return tuple(hidden.new_empty(0) if x is None else torch.empty_like(x) for x in rows)
 
 
 @prompt_mixture_backward.register_kernel("cpu")
@@ -157,8 +219,167 @@ def _cpu_backward(grad, *inputs):
     out = _alloc_backward(grad, *tensors, batch, instance)
     gates = out[3:] if tensors[6] is not None else [None] * 4
     _C.prompt_mixture_backward(grad.contiguous(), *tensors, batch, instance, *out[:3], *gates, torch.get_num_threads())
-    like = inputs[4:10]
-    return out[0], *(x if of is None else x.to(of.dtype) for x, of in zip(out[1:], like, strict=True))
+    return out[0], *(x if of is None else x.to(of.dtype) for x, of in zip(out[1:], inputs[4:10], strict=True))
+
+
+@triton.jit
+def _through_gate(to_logit, x, down_ptr, up_ptr, to_down_ptr, to_up_ptr, start, c, common, gate):
+    """Gradient to x from that of a gate's sigmoid's argument; its weights' are more than they were, from start on."""
+    to_x = tl.zeros(x.shape, tl.float32)
+    there = (c >= 0) & (c < common)
+    for j in range(0, gate):
+        z, down = _inner(x, down_ptr, c, j, common)
+        up = tl.load(up_ptr + c * gate + j, mask=there, other=0.0).to(tl.float32)
+        to_z = tl.where(z > 0.0, tl.sum(up[:, None] * to_logit, 0), 0.0)
+        to_x += down[:, None] * to_z[None, :]
+        more = there & (start > 0)
+        to_down = tl.sum(x * to_z[None, :], 1) + tl.load(to_down_ptr + j * common + c, mask=more, other=0.0)
+        to_up = tl.sum(to_logit * z[None, :], 1) + tl.load(to_up_ptr + c * gate + j, mask=more, other=0.0)
+        tl.store(to_down_ptr + j * common + c, to_down, mask=there)
+        tl.store(to_up_ptr + c * gate + j, to_up, mask=there)
+    return to_x
+
+
+@triton.jit
+def _gradient_kernel(
+    grad_ptr, hidden_ptr, modality_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr,
+    raw_down_ptr, raw_up_ptr, normed_down_ptr, normed_up_ptr, through_ptr, to_u_ptr, sums_ptr, gates_ptr,
+    to_weight_ptr, to_bias_ptr, to_raw_down_ptr, to_raw_up_ptr, to_normed_down_ptr, to_normed_up_ptr, counter_ptr,
+    n, specific, columns, cells, gate,
+    BLOCK_R: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """A program for each sample: gradient of u, that of h which does not come through it, sums [B, 2, R] and the gates'
+    [B, 4, gate S']; the last one adds those up, sample by sample."""
+    sample, r = tl.program_id(0), tl.arange(0, BLOCK_R)
+    c, common = r - specific, columns - specific
+    size = gate * common
+    total = tl.zeros((BLOCK_R,), tl.float32)
+    slope = tl.zeros((BLOCK_R,), tl.float32)
+    for start in range(0, cells, BLOCK_G):
+        h, y, u, at, mask = normalized_at(
+            hidden_ptr, modality_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, sample, r,
+            start + tl.arange(0, BLOCK_G), specific, columns, cells,
+        )  # fmt: skip
+        to_u = tl.load(grad_ptr + at, mask=mask, other=0.0)
+        if raw_down_ptr is not None:
+            inside = c[:, None] >= 0
+            a, of_a = _gate_at(h, raw_down_ptr, raw_up_ptr, c, common, gate)
+            b, of_b = _gate_at(u, normed_down_ptr, normed_up_ptr, c, common, gate)
+            g = tl.where(inside, to_u, 0.0)
+            of = gates_ptr + sample * 4 * size
+            through = g * a + _through_gate(
+                g * (h - b * u) * of_a, h, raw_down_ptr, raw_up_ptr, of, of + size, start, c, common, gate
+            )
+            of += 2 * size
+            to_n = g * (1.0 - a) * b + _through_gate(
+                g * (1.0 - a) * u * of_b, u, normed_down_ptr, normed_up_ptr, of, of + size, start, c, common, gate
+            )
+            to_u = tl.where(inside, to_n, to_u)
+            tl.store(through_ptr + at, tl.where(inside, through, 0.0), mask=mask)
+            tl.debug_barrier()  # the next cells add to gradients of gates that other threads may have stored
+        tl.store(to_u_ptr + at, to_u, mask=mask)
+        total += tl.sum(to_u, 1)
+        slope += tl.sum(tl.where(mask, to_u * y, 0.0), 1)
+    tl.store(sums_ptr + sample * 2 * columns + r, total, mask=r < columns)
+    tl.store(sums_ptr + (sample * 2 + 1) * columns + r, slope, mask=r < columns)
+    if last_program(counter_ptr, n):
+        q = tl.arange(0, BLOCK_P)
+        which = tl.where(q < specific, 0, tl.where(q < 2 * specific, 1, 2))
+        row = tl.where(q < specific, q, q - specific)
+        to_bias = tl.zeros((BLOCK_P,), tl.float32)
+        to_weight = tl.zeros((BLOCK_P,), tl.float32)
+        for b in range(0, n):
+            own = (row < columns) & ((which == 2) | (which == is_infrared(modality_ptr, b)))
+            to_bias += tl.load(sums_ptr + b * 2 * columns + row, mask=own, other=0.0)
+            to_weight += tl.load(sums_ptr + (b * 2 + 1) * columns + row, mask=own, other=0.0)
+        tl.store(to_bias_ptr + q, to_bias, mask=row < columns)
+        tl.store(to_weight_ptr + q, to_weight, mask=row < columns)
+        if raw_down_ptr is not None:
+            for start in range(0, size, BLOCK_W):
+                k = start + tl.arange(0, BLOCK_W)
+                of_raw_down = tl.zeros((BLOCK_W,), tl.float32)
+                of_raw_up = tl.zeros((BLOCK_W,), tl.float32)
+                of_normed_down = tl.zeros((BLOCK_W,), tl.float32)
+                of_normed_up = tl.zeros((BLOCK_W,), tl.float32)
+                for b in range(0, n):
+                    at_k = gates_ptr + b * 4 * size + k
+                    of_raw_down += tl.load(at_k, mask=k < size, other=0.0)
+                    of_raw_up += tl.load(at_k + size, mask=k < size, other=0.0)
+                    of_normed_down += tl.load(at_k + 2 * size, mask=k < size, other=0.0)
+                    of_normed_up += tl.load(at_k + 3 * size, mask=k < size, other=0.0)
+                tl.store(to_raw_down_ptr + k, of_raw_down, mask=k < size)
+                tl.store(to_raw_up_ptr + k, of_raw_up, mask=k < size)
+                tl.store(to_normed_down_ptr + k, of_normed_down, mask=k < size)
+                tl.store(to_normed_up_ptr + k, of_normed_up, mask=k < size)
+
+
+@triton.jit
+def _hidden_kernel(
+    hidden_ptr, modality_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, through_ptr, to_u_ptr, sums_ptr, out_ptr,
+    n, specific, columns, cells,
+    COMMON: tl.constexpr, BATCH: tl.constexpr, INSTANCE: tl.constexpr, BLOCK_B: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    """All columns of some cells of one sample."""
+    sample, r, g = tl.program_id(0), tl.arange(0, BLOCK_R), tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
+    _, y, _, at, mask = normalized_at(
+        hidden_ptr, modality_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, sample, r, g, specific, columns, cells
+    )
+    m = is_infrared(modality_ptr, sample)
+    center = tl.load(sums_ptr + sample * 2 * columns + r, mask=(r >= specific) & (r < columns), other=0.0) / cells
+    slope = tl.load(sums_ptr + (sample * 2 + 1) * columns + r, mask=(r >= specific) & (r < columns), other=0.0) / cells
+    if not INSTANCE:
+        center = tl.zeros_like(center)
+        slope = tl.zeros_like(slope)
+    if BATCH:
+        count = 0
+        of_batch = tl.zeros((BLOCK_R,), tl.float32)
+        slope_of_batch = tl.zeros((BLOCK_R,), tl.float32)
+        for start in range(0, n, BLOCK_B):
+            b = start + tl.arange(0, BLOCK_B)
+            own = (b < n) & ((tl.load(modality_ptr + b, mask=b < n, other=0) != 0).to(tl.int32) == m)
+            count += tl.sum(own.to(tl.int32))
+            there = own[:, None] & (r[None, :] < specific)
+            at_sums = sums_ptr + b[:, None] * 2 * columns + r[None, :]
+            of_batch += tl.sum(tl.load(at_sums, mask=there, other=0.0), 0)
+            slope_of_batch += tl.sum(tl.load(at_sums + columns, mask=there, other=0.0), 0)
+        size = (count * cells).to(tl.float32)
+        center = tl.where(r < specific, of_batch / size, center)
+        slope = tl.where(r < specific, slope_of_batch / size, slope)
+    row = tl.where(r < specific, r + m * specific, r + specific)
+    scale = tl.load(rstd_ptr + sample * columns + r, mask=r < columns, other=0.0)
+    scale *= tl.load(weight_ptr + row, mask=r < columns, other=0.0).to(tl.float32)
+    to_u = tl.load(to_u_ptr + at, mask=mask, other=0.0)
+    out = scale[:, None] * (to_u - center[:, None] - y * slope[:, None])
+    if COMMON:
+        out += tl.load(through_ptr + at, mask=mask, other=0.0)
+    tl.store(out_ptr + at, out, mask=mask)
+
+
+@prompt_mixture_backward.register_kernel("cuda")
+def _triton_backward(grad, *inputs):
+    *tensors, batch, instance = inputs
+    to_hidden, *to_parameters = _alloc_backward(grad, *tensors, batch, instance)
+    (n, columns, cells), hidden, raw_down = tensors[0].shape, tensors[0], tensors[6]
+    if hidden.numel() == 0:
+        return to_hidden, *(x.zero_() for x in to_parameters)
+    tensors = [x if x is None else x.detach().contiguous() for x in tensors]
+    packed, gate = len(tensors[4]), 0 if raw_down is None else len(raw_down)
+    common = 2 * columns - packed
+    through, to_u = torch.empty_like(to_hidden), torch.empty_like(to_hidden)
+    sums, gates = hidden.new_empty(n, 2, columns), hidden.new_empty(n, 4, gate * common)
+    sizes, block = (packed - columns, columns, cells), tile(columns)
+    with torch.cuda.device_of(hidden):
+        _gradient_kernel[(n,)](
+            grad.contiguous(), *tensors, through, to_u, sums, gates, *to_parameters, counters(hidden), n, *sizes, gate,
+            BLOCK_R=block, BLOCK_G=32, BLOCK_P=tile(packed), BLOCK_W=tile(gate * common, 128), num_warps=4,
+        )  # fmt: skip
+        _hidden_kernel[(n, triton.cdiv(cells, 32))](
+            *tensors[:6], through, to_u, sums, to_hidden, n, *sizes,
+            COMMON=raw_down is not None, BATCH=batch, INSTANCE=instance, BLOCK_B=32, BLOCK_R=block, BLOCK_G=32,
+            num_warps=2,
+        )  # fmt: skip
+    return to_hidden, *to_parameters
 
 
 def _setup(ctx, inputs, output):

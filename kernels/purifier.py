@@ -116,13 +116,14 @@ def _load(x_ptr, gate_u_ptr, gate_x_ptr, at, mask):
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     a = tl.load(gate_u_ptr + at, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(gate_x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    s, s_slope = _sigmoid(a)
-    t, t_slope = _sigmoid(b)
+    s, s_slope = sigmoid(a)
+    t, t_slope = sigmoid(b)
     return x, s, t, s_slope, t_slope
 
 
 @triton.jit
-def _sigmoid(a):
+def sigmoid(a):
+    """And its derivative."""
     tail = tl.exp(-tl.abs(a))
     inverse = 1.0 / (1.0 + tail)
     return tl.where(a < 0.0, tail, 1.0) * inverse, tail * inverse * inverse

@@ -79,6 +79,18 @@ def _prompted(s: int, c: int) -> tuple[Tensor, ...]:
     return _floats(64, s + c, 128), _CELLS[1], _floats(768, _rows(s, c)), bias, _indices(1)[0]
 
 
+def _mixed(s: int, c: int) -> tuple[Tensor | None, ...]:
+    """Hidden planes, modality, mean and rstd, weight and bias, and the gates of a mixture."""
+    gates = 2 * (_floats(2, c), _floats(c, 2)) if c else (None,) * 4
+    rows = _floats(_rows(s, c))
+    return _floats(64, s + c, 128), _CELLS[1], *2 * (_floats(64, s + c),), rows, rows, *gates
+
+
+def _running(s: int, c: int) -> tuple[Tensor | None, ...]:
+    own = (_floats(s), _floats(s), _indices(1)[0]) if s else (None,) * 3
+    return *own, *own, *(2 * (_floats(c),) if c else (None, None))
+
+
 # Arguments of each op's CUDA launcher that together reach every kernel and every branch fixed at compile time.
 LAUNCHES = {
     "class_centers": [
@@ -255,6 +267,16 @@ LAUNCHES = {
     + [(_CELLS[0].bfloat16(), *_prompted(16, 8)[:4], None, 0.0, 16)],
     "prompt_insertion_backward": [(*2 * (_CELLS[0],), *_prompted(*widths), 0.1, 16) for widths in _PROMPTS]
     + [(_CELLS[0].bfloat16(), None, *_prompted(16, 8)[:4], None, 0.0, 16)],
+    "prompt_mixture": [(*_mixed(*widths), True, True) for widths in _PROMPTS],
+    "prompt_mixture_backward": [
+        (_floats(64, s + c, 128), *_mixed(s, c), *flags)
+        for (s, c), flags in zip((*_PROMPTS, _PROMPTS[0]), (*3 * ((True, True),), (False, False)), strict=True)
+    ],
+    "prompt_statistics": [
+        (_floats(64, s + c, 128), _CELLS[1], *_running(s, c), *flags, 1e-5, 0.1)
+        for s, c in _PROMPTS
+        for flags in ((True, True), (False, True), (False, False))
+    ],
     "purifier": [(*[_MAP] * 3, *_ROWS, True), (*[_LAST] * 3, *_ROWS, True)],
     "purifier_backward": [
         (_floats(5, 8, WIDTH), _floats(5, 8, WIDTH), *[_MAP] * 3, *_ROWS, True),

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import rival_prompts
 import rivals
 import torch
 
@@ -80,6 +81,7 @@ RIVALS = {
     "purifier": _usual(rivals.purifier),
     "purifier_layer": _usual(rivals.purifier_layer),
     "prompt_consistency": _usual(torch.nn.functional.l1_loss),
+    "modality_prompts": _usual(rival_prompts.prompts),
     "augment": _augment,
     "augment_bfloat16": partial(_augment, dtype=torch.bfloat16),
     "blur_jitter": _blur_jitter,

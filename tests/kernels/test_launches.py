@@ -9,6 +9,7 @@ import torch
 from vifast import functional as F
 from vifast.kernels._registry import forced
 from vifast.kernels._small import counters
+from vifast.nn import ModalityPrompts
 from vifast.testing import Launches, features
 
 pytestmark = pytest.mark.triton
@@ -91,6 +92,21 @@ def test_launches(name):
     forward, backward = launches(name)
     counted = f"forward {dict(forward.count)}, backward {dict(backward.count)}"
     assert (forward.total, backward.total) == CALLS[name][:2], counted
+
+
+def test_launches_of_prompts():
+    """The parameters of both modalities and the common ones are put together by PyTorch, and a seed is drawn."""
+    module, images = ModalityPrompts(), torch.randn(3, 3, 32, 32)
+    zeros = counters(images)
+    with forced("cuda"):
+        with Launches() as forward:
+            out = module(images, torch.tensor([0, 1, 1]))
+        upstream = [torch.ones_like(x) for x in out]
+        with Launches() as backward:
+            torch.autograd.grad(out, list(module.parameters()), upstream)
+    assert not zeros.any()
+    counted = f"forward {dict(forward.count)}, backward {dict(backward.count)}"
+    assert (forward.total, backward.total) == (11, 7), counted
 
 
 def test_every_function_is_counted():

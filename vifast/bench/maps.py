@@ -6,7 +6,15 @@ from vifast import functional
 from vifast.bench.case import Case, Work, in_turn, product, random_rows
 from vifast.kernels import _C
 from vifast.kernels.purifier import instance_stats, purifier
-from vifast.nn import InstanceNormPurifier
+from vifast.nn import InstanceNormPurifier, ModalityPrompts
+
+
+def _fresh(like):
+    """Memory that nobody wrote yet, in huge pages on the CPU."""
+    out = torch.empty_like(like)
+    if out.device.type == "cpu":
+        _C.prefer_huge_pages(out.view(-1).view(torch.float32))
+    return out
 
 
 def _copies(x, passes, gradients):
@@ -15,10 +23,8 @@ def _copies(x, passes, gradients):
     source, out = x.detach(), torch.empty_like(x)
 
     def floor():
-        fresh = [torch.empty_like(source) for _ in range(gradients)]  # all of them at a time
+        fresh = [_fresh(source) for _ in range(gradients)]  # all of them at a time
         for gradient in fresh:
-            if gradient.device.type == "cpu":
-                _C.prefer_huge_pages(gradient.view(-1).view(torch.float32))
             gradient.copy_(source)
         for part in range(2 * gradients, passes, 2):
             rows = len(x) if part + 2 <= passes else len(x) // 2
@@ -73,10 +79,33 @@ def _prompt_consistency(n, c, h, w, device="cpu", dtype=torch.float32):
     return _work(functional.prompt_consistency, [new], torch.ones((), device=device), 2, old)
 
 
+def _modality_prompts(n, c, h, w, device="cpu", dtype=torch.float32):
+    """In training, with its dropout of a fixed seed. The floor reads the images and writes prompted ones and prompts;
+    backward it reads both gradients and the images."""
+    module = ModalityPrompts(channels=c, cell=min(16, h // 2, w // 2)).to(device, dtype)
+    images = random_rows(n, c, h, w, seed=0, device=device, dtype=dtype)
+    modality = torch.arange(n, device=device) * 2 // n
+
+    def prompted(images, modality, module):
+        torch.manual_seed(0)
+        return module(images, modality)
+
+    def forward():
+        prompted, prompt = _fresh(images), _fresh(images)
+        prompted.copy_(images)
+        prompt.zero_()
+
+    backward = _copies(images, 3, 0)
+    cotangent = [random_rows(n, c, h, w, seed=seed, device=device, dtype=dtype) for seed in (1, 2)]
+    floors = in_turn(forward, backward), forward, backward
+    return Work(prompted, (images, modality, module), floors, list(module.parameters()), cotangent)
+
+
 CASES = (
     Case("gem_pool", ((120, 2048, 24, 9), (64, 2048, 24, 8)), _gem_pool, (8, 2048, 24, 8), settle=True),
     Case("gem_pool_learned", ((64, 2048, 24, 8),), _gem_pool_learned, (8, 2048, 24, 8), settle=True),
     Case("purifier", ((120, 2048, 24, 9), (120, 2048, 18, 9)), _purifier, (8, 2048, 24, 9), settle=True),
     Case("purifier_layer", ((60, 2048, 24, 9),), _purifier_layer, (8, 2048, 24, 9), settle=True),
     Case("prompt_consistency", ((64, 3, 256, 128),), _prompt_consistency, settle=True),
+    Case("modality_prompts", ((64, 3, 256, 128),), _modality_prompts, settle=True),
 )
