@@ -86,6 +86,15 @@ def relation_alignment(student, teacher, temperature=0.1):
     return temperature**2 * _divergence(old, new)
 
 
+def center_cluster(feat, labels, margin=60.0):
+    """Centers in a loop over identities, the usual way."""
+    centers = torch.stack([feat[labels == k].mean(0) for k in labels.unique()])
+    codes = labels.unique(return_inverse=True)[1]
+    pull = (feat - centers[codes]).norm(dim=1).mean()
+    hinge = (margin - distances(centers)).relu() * (1 - torch.eye(len(centers), device=feat.device))
+    return pull + hinge.sum() / max(1, len(centers) * (len(centers) - 1))
+
+
 def prototype_alignment(student, teacher, prototypes, tau=0.1, kappa=10.0):
     normalize = torch.nn.functional.normalize
 

@@ -42,6 +42,7 @@ def check_losses(device):
         lambda x, y: functional.relation_alignment(x, x.flip(1) + x),
         lambda x, y: functional.prototype_alignment(x, x.flip(1) + x, x.flip(0)),
         lambda x, y: functional.center_triplet_loss(x, x.flip(0), y),
+        lambda x, y: functional.center_cluster_loss(x, y, margin=20.0),
         lambda x, y: functional.center_hinge(x, x.flip(1), y, torch.arange(len(y), device=device) % 2),
     )
     for loss in losses:

@@ -15,64 +15,22 @@ Both work in numbers relative to a row, which moves no distance and no gradient.
 import torch
 from torch import Tensor
 
+from vifast.kernels._centers import (
+    BLOCK_D,
+    PRECISION,
+    center_launch,
+    center_rows,
+    center_shares,
+    moved_rows,
+    sharing,
+    square_column,
+)
 from vifast.kernels._lang import tl, triton
 from vifast.kernels._small import counters, last_program, reduce_rows
 from vifast.kernels._split import ANCHORS, COLUMNS
-from vifast.kernels._tile import finite, input_precision, load_origin
+from vifast.kernels._tile import finite, load_origin
 from vifast.kernels.batch_hard import FLOOR
 from vifast.kernels.batch_hard_small import keep_best, keys
-
-PRECISION = input_precision("exact")
-BLOCK_D = 16  # columns whose centers are made at once
-
-
-@triton.jit
-def _rows(x_ptr, origin, j, col, n, n_cols):
-    """Rows less the origin."""
-    mask = (j[:, None] < n) & (col[None, :] < n_cols)
-    x = tl.load(x_ptr + j[:, None].to(tl.int64) * n_cols + col[None, :], mask=mask, other=0.0).to(tl.float32)
-    return tl.where(mask, x - origin[None, :], 0.0)
-
-
-@triton.jit
-def _sharing(labels_ptr, j, m, n):
-    """1 where samples j and m share an identity."""
-    label = tl.load(labels_ptr + j, mask=j < n, other=0)
-    other = tl.load(labels_ptr + m, mask=m < n, other=0)
-    return ((label[:, None] == other[None, :]) & (j[:, None] < n) & (m[None, :] < n)).to(tl.float32)
-
-
-@triton.jit
-def _once(labels_ptr, j, n, BLOCK_M: tl.constexpr):
-    """1 / samples of the identity of each j, 0 beyond n."""
-    count = tl.zeros(j.shape, tl.float32)
-    for start in range(0, n, BLOCK_M):
-        count += tl.sum(_sharing(labels_ptr, j, start + tl.arange(0, BLOCK_M), n), 1)
-    return tl.where(j < n, 1.0 / tl.maximum(count, 1.0), 0.0)
-
-
-@triton.jit
-def _means(x_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Mean over the identity of each j. A row that is not finite spoils that of its own identity alone."""
-    total = tl.zeros((j.shape[0], col.shape[0]), tl.float32)
-    spoiled = tl.zeros(j.shape, tl.float32)
-    for start in range(0, n, BLOCK_M):
-        m = start + tl.arange(0, BLOCK_M)
-        same = _sharing(labels_ptr, j, m, n)
-        x = _rows(x_ptr, origin, m, col, n, n_cols)
-        kept = finite(x)
-        bad = tl.max((kept != x).to(tl.float32), 1)
-        spoiled = tl.maximum(spoiled, tl.max(same * bad[None, :], 1))
-        total = tl.dot(same, kept, total, input_precision=PRECISION)
-    return tl.where(spoiled[:, None] > 0.0, float("nan"), total * once[:, None])
-
-
-@triton.jit
-def _square(a_ptr, b_ptr, k, i, j, ROWS: tl.constexpr):
-    """Squares of the differences of a[i] and b[j] in one column."""
-    a = tl.load(a_ptr + k * ROWS + i[:, None] + 0 * j[None, :])
-    b = tl.load(b_ptr + k * ROWS + 0 * i[:, None] + j[None, :])
-    return (a - b) * (a - b)
 
 
 @triton.jit
@@ -105,7 +63,7 @@ def _forward_kernel(
     local = tl.arange(0, ANCHORS)
     i = tl.program_id(0) * ANCHORS + local
     j = tl.arange(0, ROWS)
-    once = _once(labels_ptr, j, n, BLOCK_M)
+    once = center_shares(labels_ptr, j, n, BLOCK_M)
     part = tl.program_id(0) * tl.num_programs(1)
     c_v = work_ptr + (part + tl.program_id(1)) * (4 * BLOCK_D * ROWS)
     c_i = c_v + BLOCK_D * ROWS
@@ -121,19 +79,19 @@ def _forward_kernel(
         col = start + k
         origin = load_origin(v_ptr, col, n_cols)
         at = k[None, :] * ROWS + j[:, None]
-        tl.store(c_v + at, _means(v_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M))
-        tl.store(c_i + at, _means(i_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M))
-        tl.store(f_v + at, _rows(v_ptr, origin, j, col, n, n_cols))
-        tl.store(f_i + at, _rows(i_ptr, origin, j, col, n, n_cols))
+        tl.store(c_v + at, center_rows(v_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M))
+        tl.store(c_i + at, center_rows(i_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M))
+        tl.store(f_v + at, moved_rows(v_ptr, origin, j, col, n, n_cols))
+        tl.store(f_i + at, moved_rows(i_ptr, origin, j, col, n, n_cols))
         tl.debug_barrier()
         for column in range(0, tl.minimum(BLOCK_D, n_cols - start)):
-            cv_to_c += _square(c_v, c_i, column, i, j, ROWS)
-            ci_to_c += _square(c_i, c_v, column, i, j, ROWS)
-            v_to_c += _square(f_v, c_i, column, i, j, ROWS)
+            cv_to_c += square_column(c_v, c_i, column, i, j, ROWS)
+            ci_to_c += square_column(c_i, c_v, column, i, j, ROWS)
+            v_to_c += square_column(f_v, c_i, column, i, j, ROWS)
             if SYMMETRIC:
-                last += _square(f_i, c_v, column, i, j, ROWS)
+                last += square_column(f_i, c_v, column, i, j, ROWS)
             else:
-                last += _square(c_v, f_i, column, i, j, ROWS)
+                last += square_column(c_v, f_i, column, i, j, ROWS)
         tl.debug_barrier()
     pair = local[:, None] * ROWS + j[None, :]
     own = parts_ptr + (part + tl.program_id(1)) * (4 * ANCHORS * ROWS) + pair
@@ -142,8 +100,8 @@ def _forward_kernel(
     tl.store(own + 2 * ANCHORS * ROWS, v_to_c)
     tl.store(own + 3 * ANCHORS * ROWS, last)
     if last_program(counter_ptr + tl.program_id(0), tl.num_programs(1)):
-        same = _sharing(labels_ptr, i, j, n) > 0.0
-        center = _once(labels_ptr, i, n, BLOCK_M) / tl.sum(once, 0)  # weight of a center beside sample i
+        same = sharing(labels_ptr, i, j, n) > 0.0
+        center = center_shares(labels_ptr, i, n, BLOCK_M) / tl.sum(once, 0)  # weight of a center beside sample i
         term = tl.zeros((ANCHORS,), tl.float32)
         for t in tl.static_range(4):
             sq = tl.zeros((ANCHORS, ROWS), tl.float32)
@@ -165,7 +123,7 @@ def mine(
     feat_v: Tensor, feat_i: Tensor, labels: Tensor, margin: float, sample_weight: float, symmetric: bool, out: tuple
 ) -> None:
     """Loss and partners of at most SMALL contiguous rows, into what the op allocated."""
-    (n, d), loss, launch = feat_v.shape, out[0], _launch(len(feat_v))
+    (n, d), loss, launch = feat_v.shape, out[0], center_launch(len(feat_v))
     grid = triton.cdiv(n, ANCHORS), triton.cdiv(d, COLUMNS)
     work = loss.new_empty(*grid, 4, BLOCK_D, launch["ROWS"])
     parts = loss.new_empty(*grid, 4, ANCHORS, launch["ROWS"])
@@ -174,12 +132,6 @@ def mine(
             feat_v, feat_i, labels, work, parts, loss.new_empty(n), counters(feat_v), *out, n, d, margin, sample_weight,
             SYMMETRIC=symmetric, FLOOR_=FLOOR, PRECISION=PRECISION, ANCHORS=ANCHORS, COLUMNS=COLUMNS, **launch,
         )  # fmt: skip
-
-
-def _launch(n: int) -> dict[str, int]:
-    rows = max(16, triton.next_power_of_2(n))
-    launch = {"num_warps": max(2, rows // 16), "num_stages": 1, "maxnreg": 255}  # see graph_alignment_streamed
-    return {"ROWS": rows, "BLOCK_M": 16, "BLOCK_D": BLOCK_D} | launch
 
 
 @triton.jit
@@ -234,14 +186,14 @@ def _side(
         to_f = tl.dot(s, center, to_f, input_precision=PRECISION)
         s = _pulls(strength_ptr, index_ptr, j, m, n, 3 - OWN, CENTER, ROWS)
         at_c += tl.sum(s, 1)
-        sample = finite(_rows(other_ptr, origin, m, col, n, n_cols))
+        sample = finite(moved_rows(other_ptr, origin, m, col, n, n_cols))
         to_c = tl.dot(s, sample, to_c, input_precision=PRECISION)
     at = j[:, None] * BLOCK_D + k[None, :]
     tl.store(g_own + at, at_c[:, None] * tl.load(c_own + at) - to_c)
-    to_f = at_f[:, None] * finite(_rows(x_ptr, origin, j, col, n, n_cols)) - to_f
+    to_f = at_f[:, None] * finite(moved_rows(x_ptr, origin, j, col, n, n_cols)) - to_f
     tl.debug_barrier()
     nothing = tl.zeros((BLOCK_D,), tl.float32)
-    to_f += _means(g_own, nothing, labels_ptr, once, j, k, n, BLOCK_D, PRECISION, BLOCK_M)
+    to_f += center_rows(g_own, nothing, labels_ptr, once, j, k, n, BLOCK_D, PRECISION, BLOCK_M)
     out = j[:, None].to(tl.int64) * n_cols + col[None, :]
     tl.store(to_ptr + out, to_f, mask=(j[:, None] < n) & (col[None, :] < n_cols))
 
@@ -257,7 +209,7 @@ def _backward_kernel(
     k = tl.arange(0, BLOCK_D)
     col = tl.program_id(0) * BLOCK_D + k
     origin = load_origin(v_ptr, col, n_cols)
-    once = _once(labels_ptr, j, n, BLOCK_M)
+    once = center_shares(labels_ptr, j, n, BLOCK_M)
     own = tl.program_id(0) * 2 + tl.program_id(1)
     c_v = work_ptr + own * ((3 * BLOCK_D + 8) * ROWS)
     c_i = c_v + ROWS * BLOCK_D
@@ -265,8 +217,8 @@ def _backward_kernel(
     strengths = g + ROWS * BLOCK_D
     at = j[:, None] * BLOCK_D + k[None, :]
     # No pull comes from or goes to a row that is not finite.
-    tl.store(c_v + at, finite(_means(v_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M)))
-    tl.store(c_i + at, finite(_means(i_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M)))
+    tl.store(c_v + at, finite(center_rows(v_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M)))
+    tl.store(c_i + at, finite(center_rows(i_ptr, origin, labels_ptr, once, j, col, n, n_cols, PRECISION, BLOCK_M)))
     grad = 0.5 * tl.load(grad_ptr)
     center = grad * once / tl.sum(once, 0)
     for t in tl.static_range(4):
@@ -299,7 +251,7 @@ def pull(
     out: tuple,
 ) -> None:
     """Gradients of at most SMALL contiguous rows, into what the op allocated."""
-    (n, d), launch = feat_v.shape, _launch(len(feat_v))
+    (n, d), launch = feat_v.shape, center_launch(len(feat_v))
     grid = triton.cdiv(d, BLOCK_D), 2
     work = dist.new_empty(*grid, 3 * BLOCK_D + 8, launch["ROWS"])
     with torch.cuda.device_of(feat_v):

@@ -116,6 +116,11 @@ LAUNCHES = {
     "center_hinge_backward": [
         (_floats(), *2 * (x,), *2 * (_indices(len(x)),), 0.0) for x in (_SELF[0], _FEATURES[0], _OTHER[0].bfloat16())
     ],
+    "center_cluster": [(_floats(n, WIDTH), _indices(n), 0.7, "exact") for n in (128, 64, 32, 16)]
+    + [(_floats(20, 70).bfloat16(), _indices(20), 0.7, "exact")],
+    "center_cluster_backward": [
+        (_floats(), _floats(n), _floats(n, n), _floats(n, WIDTH), _indices(n), 0.7, "exact") for n in (128, 64, 32, 16)
+    ],
     "center_triplet": [
         (*2 * (_floats(n, 768),), _indices(n), 0.1, 0.5, symmetric, "exact")
         for n in (128, 64, 32, 16)

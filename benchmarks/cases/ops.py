@@ -67,6 +67,7 @@ RIVALS = {
     "relation_alignment": _usual(rivals.relation_alignment),
     "prototype_alignment": _usual(rivals.prototype_alignment),
     "center_triplet_loss": _usual(rivals.center_triplet),
+    "center_cluster_loss": lambda *args: {"eager": lambda: rivals.center_cluster(*args)},
     "center_hinge": _usual(rivals.center_hinge),
     "center_loss": _usual(rivals.center_loss, eager_gather=rivals.center_loss_gather),
     "memory_update": lambda *args: {"eager": lambda: rivals.memory_update(*args)},

@@ -1,5 +1,7 @@
 """Losses on matrices of pairs and on centers; the floor is the matrix products alone, of each pass its own."""
 
+from functools import partial
+
 import torch
 from torch.nn.functional import normalize
 
@@ -46,6 +48,15 @@ def _center_triplet(n, d, device="cpu", dtype=torch.float32):
     return Work(functional.center_triplet_loss, (feat_v, feat_i, labels), floors, (feat_v, feat_i))
 
 
+def _center_cluster(n, d, device="cpu", dtype=torch.float32):
+    """The floor reads the rows, multiplies the centers with each other, and backward once more and with weights."""
+    feat, labels = random_rows(n, d, seed=0, device=device, dtype=dtype), torch.arange(n, device=device) // 4
+    centers = feat[: max(1, n // 4)].clone()
+    floors = copy(feat), product(centers, centers), copy(feat), product(centers, centers, 2)
+    loss = partial(functional.center_cluster_loss, margin=60.0)  # of rows of this length: every pair is within it
+    return Work(loss, (feat, labels), (in_turn(*floors), in_turn(*floors[:2]), in_turn(*floors[2:])), (feat,))
+
+
 def _center_hinge(n, d, device="cpu", dtype=torch.float32):
     """The floor reads both sets and writes both gradients once; forward it reads them."""
     raw, purified = _sides(n, d, device=device, dtype=dtype)
@@ -76,6 +87,7 @@ CASES = (
     Case("relation_alignment", BATCHES, _relation),
     Case("prototype_alignment", ((32, 206, 768), (32, 395, 768), (32, 713, 768), (512, 713, 768)), _prototype),
     Case("center_triplet_loss", ((32, 768), (120, 2048), (512, 2048)), _center_triplet),
+    Case("center_cluster_loss", ((64, 2048), (120, 2048), (512, 2048)), _center_cluster),
     Case("center_hinge", ((120, 2048), (512, 2048)), _center_hinge),
     Case("center_loss", ((32, 395, 2048), (120, 395, 2048)), _center_loss, settle=True),
     Case("memory_update", ((32, 395, 2048), (128, 395, 2048)), _memory),

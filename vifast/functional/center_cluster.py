@@ -1,10 +1,8 @@
-import torch
 from torch import Tensor
 
 from vifast import _checks
 from vifast.functional._common import PRECISIONS
-from vifast.functional.pairwise_distance import pairwise_distance
-from vifast.kernels.class_centers import row_centers
+from vifast.kernels.center_cluster import center_cluster as _center_cluster
 
 
 def center_cluster_loss(feat: Tensor, labels: Tensor, *, margin: float = 0.7, precision: str = "exact") -> Tensor:
@@ -28,7 +26,8 @@ def center_cluster_loss(feat: Tensor, labels: Tensor, *, margin: float = 0.7, pr
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it.
 
-    Memory: a center beside every row, and their N x N distances. Source: spec idkl 4.
+    Memory: K x K distances of centers; on a GPU a center beside every row, and their N x N distances.
+    Source: spec idkl 4.
 
     Example:
         >>> import torch
@@ -40,14 +39,4 @@ def center_cluster_loss(feat: Tensor, labels: Tensor, *, margin: float = 0.7, pr
     labels = _checks.labels("labels", labels, "feat", feat)
     _checks.non_negative("margin", margin)
     _checks.one_of("precision", precision, PRECISIONS)
-    centers, counts = row_centers(feat, labels)
-    once = 1 / counts.to(centers.dtype)
-    pull = (feat.to(centers.dtype) - centers).norm(dim=1).sum() / max(len(feat), 1)
-    # A spoilt center makes the pull non-finite; its distances would spoil the gradient of all others.
-    sound = centers.isfinite().all(1)
-    dist = pairwise_distance(torch.where(sound.unsqueeze(1), centers, 0.0), precision=precision)
-    others = (labels.unsqueeze(1) != labels) & sound.unsqueeze(1) & sound
-    hinge = torch.where(others, (margin - dist).relu(), 0.0)
-    identities = once.sum()
-    pairs = (identities * (identities - 1)).clamp(min=1)
-    return pull + (once.unsqueeze(1) * once * hinge).sum() / pairs
+    return _center_cluster(feat, labels, float(margin), precision)[0]
