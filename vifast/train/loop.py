@@ -28,10 +28,11 @@ from vifast.train.evaluate import Evaluation, TrainedImages, evaluate_system
 from vifast.train.interrupt import StopAsked, stop_asked
 from vifast.train.log import RunLog
 from vifast.train.optimizer import STATE_SIZE, build_optimizer
-from vifast.train.provenance import git_commit, places, sources, versions
+from vifast.train.provenance import git_commit, versions
 from vifast.train.ranked import rank_queries, save_ranked
 from vifast.train.record import CONFIG, RESULTS, RUN, read_facts
 from vifast.train.schedule import learning_rate, lr_factor
+from vifast.train.sources import places, sources
 from vifast.train.stopwatch import Stopwatch
 
 
@@ -323,7 +324,7 @@ def claim_sources(out: Path, config: TrainConfig, dataset: Dataset) -> dict[str,
         RunError: something else is now in its place.
     """
     before = read_facts(out).get("sources", {}) if (out / RUN).exists() else {}
-    now, where = sources(config, dataset), places(config)
+    now, where = sources(config, dataset), {"data": dataset.root} | places(config)
     for key, value in now.items():
         if before.get(key, value) != value:
             raise RunError(f"{out}: {key}: {where[key]} is not what the run to resume was made from")
