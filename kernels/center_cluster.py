@@ -77,7 +77,8 @@ def _compact(feat, labels):
     centers, counts, dist = x.new_empty(k, x.size(1)), labels.new_empty(k), x.new_empty(k, k)
     _C.class_centers(x, codes, centers, counts, threads)
     _C.pairwise(centers, None, FLOOR, True, dist, threads)
-    return centers, counts, codes, x - centers.index_select(0, codes), dist.fill_diagonal_(torch.inf)
+    steps = centers.index_select(0, codes)
+    return centers, counts, codes, torch.sub(x, steps, out=steps), dist.fill_diagonal_(torch.inf)
 
 
 @center_cluster.register_kernel("cpu")
@@ -105,17 +106,17 @@ def _backward_ref(
     grad: Tensor, own: Tensor, dist: Tensor, feat: Tensor, labels: Tensor, margin: float, precision: str
 ) -> Tensor:
     x, centers, once, dist, others, pairs = _beside(feat, labels, precision)
-    steps = _steps(grad, own, x - centers)
+    pull = _pulls(grad, own)
+    steps = torch.where(pull == 0, 0.0, pull * (x - centers))
     push = torch.where(others & (dist < margin), -grad / pairs * once.unsqueeze(1) * once, 0.0)
     sound = torch.where(centers.isfinite().all(1, keepdim=True), centers, 0.0)
     to_centers, _ = pairwise_distance_backward(push, dist, sound, None, FLOOR, True)
     return (steps + row_centers(to_centers - steps, labels)[0]).to(feat.dtype)
 
 
-def _steps(grad, own, steps):
-    """What rows get from their distances to their centers: nothing in the center or where it is not finite."""
-    pull = torch.where((own > 0) & own.isfinite(), grad / max(len(own), 1) / own, 0.0).unsqueeze(1)
-    return torch.where(pull == 0, 0.0, pull * steps)
+def _pulls(grad, own):
+    """How hard rows are drawn to their centers, by distance: not from the center itself, nor where it is not finite."""
+    return torch.where((own > 0) & own.isfinite(), grad / max(len(own), 1) / own, 0.0).unsqueeze(1)
 
 
 center_cluster_backward = Op("center_cluster_backward", _backward_ref)
@@ -131,7 +132,10 @@ def _cpu_backward(grad, own, dist, feat, labels, margin, precision):
     if not feat.numel():
         return torch.zeros_like(feat)
     centers, counts, codes, steps, apart = _compact(feat, labels)
-    steps, k = _steps(grad, own, steps), len(apart)
+    steps.mul_(_pulls(grad, own))
+    if not own.isfinite().all():
+        steps.nan_to_num_(0.0, 0.0, 0.0)
+    k = len(apart)
     near = (apart < margin) & (apart.square() > FLOOR * 1.0001)
     weights = torch.where(near, 2 * grad / max(k * (k - 1), 1) / apart, 0.0)
     weights.diagonal().copy_(-weights.sum(1))
