@@ -177,6 +177,11 @@ KERNELS = {
         "{32x395x2048 floor} and {128x395x2048 floor} of reading and writing the rows once (3 streams of 32 and 128 "
         "rows of 2048, 395 classes, 2 cores of an AMD EPYC).",
     ),
+    "center_cluster": (
+        "center_cluster_loss",
+        "{64x2048 floor}, {120x2048 floor} and {512x2048 floor} of its bytes and products for 64, 120 and 512 rows of "
+        "2048, four of an identity, on two cores of an AMD EPYC, forward and backward.",
+    ),
     "neighbor_loss": (
         "neighbor_loss",
         "{64x2048 floor}, {128x2048 floor}, {512x2048 floor} and {2048x2048 floor} of the platform's three products "
