@@ -146,7 +146,8 @@ def ways(backbone, rows, height, width, device, drop=True):
     ckda.teacher = Frozen(CKDA(options, num_classes=OLD).network)
     for name in ("prototypes_v", "prototypes_i"):
         setattr(ckda, name, torch.randn(OLD, ckda.classifier.in_features))
-    ckda.to(device)
+    if device != "cpu":  # which a fake module cannot be moved to, though it is there
+        ckda.to(device)
     valueless = isinstance(ckda.classifier.weight, FakeTensor)  # whose copy PyTorch cannot make
     plain = WrittenOut(ckda if valueless else copy.deepcopy(ckda)).train()
     rate = {"lr": 1e-6, "weight_decay": 1e-4}
