@@ -1,9 +1,10 @@
-r"""unit_rows: rows divided by their norm, u_i = x_i / max(|x_i|, 1e-12).
+r"""unit_rows, unit_pair: rows divided by their norm, u_i = x_i / max(|x_i|, 1e-12), of one set or of two.
 
-Shapes   feat [N, D]; out [N, D] float32 (float64 for float64).
+Shapes   feat [N, D], other [M, D]; out [N, D], [M, D] float32 (float64 for float64).
 Defined  a zero row stays zero; a non-finite row is NaN, alone.
 Backward (g - <g, u> u) / max(|x|, 1e-12), from the rows themselves.
 Memory   the result; the gradient.
+Launches on a GPU one forward and one backward, of two sets as well.
 Floor    4*N*D bytes read and written, backward 8 and 4.
 Measured within relation_alignment, 0.81 of its products for 120 rows of 2048 on two cores of an AMD EPYC, forward and
          backward.
@@ -39,8 +40,13 @@ def row_norm(x_ptr, row, n_cols, LEAST: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _unit_kernel(x_ptr, out_ptr, n_cols, LEAST: tl.constexpr, BLOCK: tl.constexpr):
+def _unit_kernel(x_ptr, out_ptr, y_ptr, to_y_ptr, n, n_cols, LEAST: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows of y, if there is one, follow those of x."""
     row = tl.program_id(0).to(tl.int64)
+    if y_ptr is not None:  # noqa: SIM102 - fixed at compile time
+        if row >= n:
+            row -= n
+            x_ptr, out_ptr = y_ptr, to_y_ptr
     inverse = 1.0 / row_norm(x_ptr, row, n_cols, LEAST, BLOCK)
     for start in range(0, n_cols, BLOCK):
         j = start + tl.arange(0, BLOCK)
@@ -49,8 +55,14 @@ def _unit_kernel(x_ptr, out_ptr, n_cols, LEAST: tl.constexpr, BLOCK: tl.constexp
 
 
 @triton.jit
-def _backward_kernel(grad_ptr, x_ptr, out_ptr, n_cols, LEAST: tl.constexpr, BLOCK: tl.constexpr):
+def _backward_kernel(
+    x_ptr, out_ptr, y_ptr, to_y_ptr, grad_ptr, grad_y_ptr, n, n_cols, LEAST: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    if y_ptr is not None:  # noqa: SIM102 - fixed at compile time
+        if row >= n:
+            row -= n
+            x_ptr, out_ptr, grad_ptr = y_ptr, to_y_ptr, grad_y_ptr
     inverse = 1.0 / row_norm(x_ptr, row, n_cols, LEAST, BLOCK)
     along = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, n_cols, BLOCK):
@@ -83,11 +95,18 @@ def _cpu(feat):
 
 @unit_rows.register_kernel("cuda")
 def _triton(feat):
-    x, out = feat.detach().contiguous(), _alloc(feat)
-    if out.numel() > 0:
-        with torch.cuda.device_of(x):
-            _unit_kernel[(x.size(0),)](x, out, x.size(1), LEAST=LEAST_NORM, **row_launch(x.size(1)))
+    out = _alloc(feat)
+    _launch(_unit_kernel, (feat, out), (None, None))
     return out
+
+
+def _launch(kernel, side, other, *grads):
+    """One program a row of both sides, each (rows, result)."""
+    (x, out), (y, to_y) = ((rows if rows is None else rows.detach().contiguous(), to) for rows, to in (side, other))
+    (n, d), m = x.shape, 0 if y is None else len(y)
+    if (n + m) * d > 0:
+        with torch.cuda.device_of(x):
+            kernel[(n + m,)](x, out, y, to_y, *grads, n, d, LEAST=LEAST_NORM, **row_launch(d))
 
 
 def _backward_ref(grad: Tensor, feat: Tensor) -> Tensor:
@@ -114,10 +133,8 @@ def _cpu_backward(grad, feat):
 
 @unit_rows_backward.register_kernel("cuda")
 def _triton_backward(grad, feat):
-    x, grad, out = feat.detach().contiguous(), grad.contiguous(), _alloc_backward(grad, feat)
-    if out.numel() > 0:
-        with torch.cuda.device_of(x):
-            _backward_kernel[(x.size(0),)](grad, x, out, x.size(1), LEAST=LEAST_NORM, **row_launch(x.size(1)))
+    out = _alloc_backward(grad, feat)
+    _launch(_backward_kernel, (feat, out), (None, None), grad.contiguous(), None)
     return out
 
 
@@ -130,3 +147,65 @@ def _backward(ctx, grad):
 
 
 unit_rows.register_autograd(_backward, _setup)
+
+
+def unit_pair_ref(feat: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    return unit_rows_ref(feat), unit_rows_ref(other)
+
+
+unit_pair = Op("unit_pair", unit_pair_ref)
+
+
+@unit_pair.register_fake
+def _alloc_pair(feat, other):
+    fits = feat.dim() == 2 and other.dim() == 2 and feat.size(1) == other.size(1)
+    check(fits, lambda: f"unit_pair: expected [N, D] and [M, D], got {list(feat.shape)} and {list(other.shape)}")
+    return _alloc(feat), _alloc(other)
+
+
+@unit_pair.register_kernel("cpu")
+def _cpu_pair(feat, other):
+    _alloc_pair(feat, other)
+    return _cpu(feat), _cpu(other)
+
+
+@unit_pair.register_kernel("cuda")
+def _triton_pair(feat, other):
+    out = _alloc_pair(feat, other)
+    _launch(_unit_kernel, *zip((feat, other), out, strict=True))
+    return out
+
+
+def _pair_backward_ref(grad: Tensor, grad_other: Tensor, feat: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    return _backward_ref(grad, feat), _backward_ref(grad_other, other)
+
+
+unit_pair_backward = Op("unit_pair_backward", _pair_backward_ref)
+
+
+@unit_pair_backward.register_fake
+def _alloc_pair_backward(grad, grad_other, feat, other):
+    return _alloc_backward(grad, feat), _alloc_backward(grad_other, other)
+
+
+@unit_pair_backward.register_kernel("cpu")
+def _cpu_pair_backward(grad, grad_other, feat, other):
+    return _cpu_backward(grad, feat), _cpu_backward(grad_other, other)
+
+
+@unit_pair_backward.register_kernel("cuda")
+def _triton_pair_backward(grad, grad_other, feat, other):
+    out = _alloc_pair_backward(grad, grad_other, feat, other)
+    sides = zip((feat, other), out, strict=True)
+    _launch(_backward_kernel, *sides, grad.contiguous(), grad_other.contiguous())
+    return out
+
+
+def _pair_backward(ctx, grad, grad_other):
+    if grad is not None and grad_other is not None:
+        return unit_pair_backward(grad, grad_other, *ctx.saved_tensors)
+    sides = zip((grad, grad_other), ctx.saved_tensors, strict=True)
+    return tuple(None if g is None else unit_rows_backward(g, rows) for g, rows in sides)
+
+
+unit_pair.register_autograd(_pair_backward, _setup)

@@ -327,6 +327,8 @@ LAUNCHES = {
     ],
     "softmax_confidence": [(_LOGITS[0],), (_HALF_LOGITS[0],)],
     "unit_rows": [(_FEATURES[0],), (_HALF_LOGITS[0],)],
+    "unit_pair": [(_FEATURES[0], _SELF[0]), (_HALF_LOGITS[0],) * 2],
+    "unit_pair_backward": [(_FEATURES[0], _SELF[0]) * 2, (*_LOGITS, *_HALF_LOGITS)],
     "unit_rows_backward": [(_FEATURES[0],) * 2, (_LOGITS[0], _HALF_LOGITS[0])],
     "weighted_triplet": [
         (*_SELF[:2], False, "exact", "mean"),

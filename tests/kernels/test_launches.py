@@ -61,6 +61,13 @@ CALLS = {
         1,
         lambda a, b, labels, modality: F.neighbor_loss(a, labels, reference=b, reference_labels=labels),
     ),
+    "neighbor_loss, cosine to a reference": (
+        2,
+        2,
+        lambda a, b, labels, modality: F.neighbor_loss(
+            a, labels, reference=b, reference_labels=labels, metric="cosine", temperature=0.1
+        ),
+    ),
     "decoupled_kl": (1, 1, lambda a, b, labels, modality: F.decoupled_kl(a, b, labels)),
     "percentile_mask": (1, 0, lambda a, b, labels, modality: F.percentile_mask(a.detach()[:, 0])),
     "softmax_confidence": (1, 0, lambda a, b, labels, modality: F.softmax_confidence(a)),

@@ -4,7 +4,7 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from vifast.kernels import _C
-from vifast.kernels.unit_rows import unit_rows, unit_rows_backward
+from vifast.kernels.unit_rows import unit_pair, unit_rows, unit_rows_backward
 from vifast.testing import LAYOUTS, assert_close_to_oracle, check_op, check_values, with_layout
 
 
@@ -52,6 +52,21 @@ def test_op():
     torch.library.opcheck(unit_rows_backward.overload, (rows(4, 6), rows(4, 6, seed=1)))
 
 
+@pytest.mark.parametrize(("n", "m"), [(3, 5), (4, 0), (0, 2)])
+def test_two_sets_at_once(backend, n, m):
+    sides = [rows(k, 70, device=backend.device, seed=k).requires_grad_() for k in (n, m)]
+    check_values(unit_pair, tuple(sides), length=70, outputs=2)
+    for side, unit in zip(sides, unit_pair(*sides), strict=True):
+        (one,), (alone,) = (
+            torch.autograd.grad(u[:, 0].sum(), side, retain_graph=True) for u in (unit, unit_rows(side))
+        )
+        assert torch.equal(one, alone)
+
+
+def test_op_of_two_sets():
+    check_op(unit_pair, lambda n: (rows(n, 11).requires_grad_(), rows(4, 11).requires_grad_()), length=11, outputs=2)
+
+
 def test_gradcheck():
     assert torch.autograd.gradcheck(unit_rows, rows(5, 4, torch.float64).requires_grad_())
 
@@ -81,3 +96,5 @@ def test_bits_do_not_depend_on_threads(with_threads):
 def test_a_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"^unit_rows: expected rows \[N, D\], got \[4\]$"):
         unit_rows(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"^unit_pair: expected \[N, D\] and \[M, D\], got \[4, 2\] and \[4, 3\]$"):
+        unit_pair(torch.zeros(4, 2), torch.zeros(4, 3))

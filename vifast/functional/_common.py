@@ -1,6 +1,7 @@
 from torch import Tensor
 
 from vifast import _checks
+from vifast.kernels.unit_rows import unit_pair, unit_rows
 
 METRICS = ("euclidean", "sqeuclidean", "cosine")
 REDUCTIONS = ("mean", "sum", "none")
@@ -17,3 +18,8 @@ def reference_of(feat: Tensor, reference: Tensor | None, reference_labels: Tenso
     _checks.rows("reference", reference)
     _checks.same_columns("reference", reference, "feat", feat)
     return _checks.labels("reference_labels", reference_labels, "reference", reference)
+
+
+def unit(feat: Tensor, other: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Rows of unit length of both sets, in one launch on a GPU."""
+    return (unit_rows(feat), None) if other is None else unit_pair(feat, other)

@@ -1,9 +1,8 @@
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reference_of
+from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reference_of, unit
 from vifast.kernels.neighbor_loss import neighbor_loss as _neighbor_loss
-from vifast.kernels.unit_rows import unit_rows
 
 
 def neighbor_loss(
@@ -57,6 +56,6 @@ def neighbor_loss(
     _checks.one_of("reduction", reduction, REDUCTIONS)
     _checks.one_of("precision", precision, PRECISIONS)
     if metric == "cosine":
-        feat, reference = unit_rows(feat), None if reference is None else unit_rows(reference)
+        feat, reference = unit(feat, reference)
     args = feat, labels, reference, to_labels, metric, float(temperature), precision, reduction
     return _neighbor_loss(*args)[0]

@@ -1,9 +1,8 @@
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import METRICS, PRECISIONS
+from vifast.functional._common import METRICS, PRECISIONS, unit
 from vifast.kernels.pairwise_distance import pairwise_distance as _pairwise_distance
-from vifast.kernels.unit_rows import unit_rows
 
 
 def pairwise_distance(
@@ -50,8 +49,7 @@ def pairwise_distance(
     _checks.one_of("precision", precision, PRECISIONS)
     _checks.non_negative("floor", floor)
     if metric == "cosine":
-        other = None if other is None else unit_rows(other)
-        return 0.5 * _pairwise_distance(unit_rows(feat), other, 0.0, False, precision)
+        return 0.5 * _pairwise_distance(*unit(feat, other), 0.0, False, precision)
     if metric == "sqeuclidean":
         return _pairwise_distance(feat, other, 0.0, False, precision)
     return _pairwise_distance(feat, other, float(floor), True, precision)

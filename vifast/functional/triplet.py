@@ -1,9 +1,8 @@
 from torch import Tensor
 
 from vifast import _checks
-from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reference_of
+from vifast.functional._common import METRICS, PRECISIONS, REDUCTIONS, reference_of, unit
 from vifast.kernels.batch_hard import batch_hard
-from vifast.kernels.unit_rows import unit_rows
 
 
 def hard_pairs(
@@ -95,6 +94,6 @@ def _mine(feat, labels, reference, reference_labels, metric, margin, precision, 
     _checks.one_of("metric", metric, METRICS)
     _checks.one_of("precision", precision, PRECISIONS)
     if metric == "cosine":
-        feat, reference = unit_rows(feat), None if reference is None else unit_rows(reference)
+        feat, reference = unit(feat, reference)
     margin = None if margin is None else float(margin)
     return batch_hard(feat, labels, reference, reference_labels, metric, margin, precision, reduction)
