@@ -43,6 +43,10 @@ README = {
         "{64x2048 floor} × one pass (64 × 2048, five temperatures)",
         "{64x2048 eager} × faster",
     ),
+    "`decoupled_kl`": (
+        "{60x395 floor} × one pass over 60 × 395, {512x713 floor} × over 512 × 713",
+        "{60x395 eager} × and {512x713 eager} × faster",
+    ),
     "`entropy_hinge`, `center_hinge`": (
         "{120x395 floor} × and {center_hinge 120x2048 floor} × one pass (N = 120)",
         "{120x395 eager} × and {center_hinge 120x2048 eager} × faster",
@@ -50,6 +54,17 @@ README = {
     "`class_centers`, `center_triplet_loss`": (
         "{center_triplet_loss 120x2048 floor} × its products at N = 120, {center_triplet_loss 512x2048 floor} × at 512",
         "{center_triplet_loss 120x2048 eager} × faster at N = 120, {center_triplet_loss 512x2048 eager} × at 512",
+    ),
+    "`center_loss`, `center_cluster_loss`": (
+        "{120x395x2048 floor} × one pass over rows and gradients; {center_cluster_loss 120x2048 floor} × its products "
+        "at N = 120, {center_cluster_loss 512x2048 floor} × at 512",
+        "{120x395x2048 eager_gather} × faster; {center_cluster_loss 120x2048 eager} × at N = 120, "
+        "{center_cluster_loss 512x2048 eager} × at 512",
+    ),
+    "`neighbor_loss`": (
+        "{128x2048 floor} × three products at N = 128, {2048x2048 floor} × at 2048",
+        "{128x2048 eager} × faster at N = 128, {2048x2048 eager} × at 2048; {128x2048 pml} × than "
+        "pytorch-metric-learning's",
     ),
     "`gem_pool`": (
         "{120x2048x24x9 floor} × the bytes (120 × 2048 × 24 × 9)",
