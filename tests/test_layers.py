@@ -20,6 +20,7 @@ LAYERS = [
     {"commands_bench", "commands_data", "commands_lifelong", "commands_retrieval"},
     {"commands"},
     {"cli"},
+    {"aot_launches"},
     {"testing", "aot"},  # of tests and benchmarks: nothing imports them
 ]
 ALONE = {"kernels", "report"}  # these know nothing of vifast but themselves
