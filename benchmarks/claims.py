@@ -221,6 +221,16 @@ KERNELS = {
         "prompt_consistency",
         "{64x3x256x128 floor} of the bytes for 64 x 3 x 256 x 128 on two cores of an AMD EPYC, forward and backward.",
     ),
+    "prompt_hidden": (
+        "modality_prompts",
+        "within ModalityPrompts, {64x3x256x128 floor} of the bytes for 64 x 3 x 256 x 128 on two cores of an AMD EPYC, "
+        "forward and backward: five products of 768 x 24 a cell.",
+    ),
+    "prompt_insertion": (
+        "modality_prompts",
+        "within ModalityPrompts, {64x3x256x128 forward.floor} of the bytes forward and {64x3x256x128 backward.floor} "
+        "backward for 64 x 3 x 256 x 128 on two cores of an AMD EPYC: products and draws, not bytes.",
+    ),
     "prototype_alignment": (
         "prototype_alignment",
         "{32x713x768 floor} and {512x713x768 floor} of the platform's products for 32 and 512 rows, 713 prototypes "

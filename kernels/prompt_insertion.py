@@ -14,6 +14,7 @@ Backward with e = dx' + dP: weights and bias from keep e, values from its produc
          images get dx' itself.
 Memory   x' and P; of the backward partial sums of dC and dF. Half images are copied to float32 on the CPU.
 Floor    one read of the images and two writes; backward one read of both gradients.
+Measured within ModalityPrompts.
 Source   spec ckda 3.4, 12.H3.
 """
 
@@ -365,7 +366,7 @@ def _triton_backward(to_prompted, to_prompt, values, modality, weight, bias, see
     with torch.cuda.device_of(values):
         sizes = *shape[1:], *scalars
         _values_kernel[(n, triton.cdiv(cells, 32))](*grads, values, modality, weight, seed, out[0], *sizes, **constants)
-        _maps_kernel[(n, chunks)](*grads, values, seed, parts, *sizes, **constants)
+        _maps_kernel[(n, chunks)](*grads, values, seed, parts, *sizes, **constants | {"BLOCK_G": 16})
         there = {name: constants[name] for name in ("SPECIFIC", "COMMON", "WIDTH")}
         _sum_kernel[(packed + 3, triton.cdiv(width, 256))](
             parts, modality, *out[1:], n, specific, columns - specific, **there, BLOCK=256, num_warps=2

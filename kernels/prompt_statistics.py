@@ -230,6 +230,6 @@ def _triton_statistics(hidden, modality, *buffers_and_options):
         _statistics_kernel[(n,)](
             hidden.contiguous(), modality.contiguous(), *buffers, own, mean, rstd, counters(hidden),
             n, columns, cells, specific, eps, momentum,
-            BATCH=batch, INSTANCE=instance, BLOCK_R=tile(columns), BLOCK_G=64, BLOCK_B=16,
+            BATCH=batch, INSTANCE=instance, BLOCK_R=tile(columns), BLOCK_G=64, BLOCK_B=16, maxnreg=64,
         )  # fmt: skip
     return mean, rstd

@@ -19,6 +19,18 @@ inline void each_run(CellGrid grid, int64_t cell, Body body) {
   }
 }
 
+// Calls body(x) for the pixels of a run; the usual one is known when this is compiled, for its loop is as short as a register.
+template <class Body>
+inline void each_pixel(int64_t side, Body body) {
+  if (side == 16) {
+#pragma omp simd
+    for (int64_t x = 0; x < 16; ++x) body(x);
+  } else {
+#pragma omp simd
+    for (int64_t x = 0; x < side; ++x) body(x);
+  }
+}
+
 // words[k]: for pixel k of a cell, 16 bits for either part. Four words of a call go to four pixels far from each other.
 inline void draw_words(CellDropout drop, uint64_t cell, int64_t d, uint32_t* words) {
   const int64_t quarter = (d + 3) / 4;
@@ -39,11 +51,9 @@ void gather_cells(CellGrid grid, const float* image, const float* second, int64_
   for (int64_t k = 0; k < n; ++k, rows += grid.size()) {
     each_run(grid, begin + k, [&](int64_t from, int64_t to) {
       if (second == nullptr) {
-#pragma omp simd
-        for (int64_t x = 0; x < grid.side; ++x) rows[to + x] = image[from + x];
+        each_pixel(grid.side, [&](int64_t x) { rows[to + x] = image[from + x]; });
       } else {
-#pragma omp simd
-        for (int64_t x = 0; x < grid.side; ++x) rows[to + x] = image[from + x] + second[from + x];
+        each_pixel(grid.side, [&](int64_t x) { rows[to + x] = image[from + x] + second[from + x]; });
       }
     });
   }
@@ -52,12 +62,8 @@ void gather_cells(CellGrid grid, const float* image, const float* second, int64_
 void scatter_cells(CellGrid grid, const float* rows, int64_t begin, int64_t n, float* to, const float* image, float* sum) {
   for (int64_t k = 0; k < n; ++k, rows += grid.size()) {
     each_run(grid, begin + k, [&](int64_t at, int64_t from) {
-      if (sum != nullptr) {
-#pragma omp simd
-        for (int64_t x = 0; x < grid.side; ++x) sum[at + x] = image[at + x] + rows[from + x];
-      }
-#pragma omp simd
-      for (int64_t x = 0; x < grid.side; ++x) to[at + x] = rows[from + x];
+      if (sum != nullptr) each_pixel(grid.side, [&](int64_t x) { sum[at + x] = image[at + x] + rows[from + x]; });
+      each_pixel(grid.side, [&](int64_t x) { to[at + x] = rows[from + x]; });
     });
   }
 }
