@@ -16,11 +16,12 @@ void prompt_hidden(py::object images, py::object modality, py::object weight, py
   const float* pb = TensorView(bias, "bias").data<float>({of.packed()});
   float* out = TensorView(hidden, "hidden").data<float>({of.samples, columns, cells});
   py::gil_scoped_release release;
-  std::vector<float> maps(2 * d * columns);  // of either modality, [D, R]
+  const int64_t stride = panel_stride(columns);
+  std::vector<float> maps(2 * d * stride);  // of either modality, [D, R]
   for (int64_t m = 0; m < 2; ++m) {
     for (int64_t r = 0; r < columns; ++r) {
       const float* from = pw + of.row(m, r) * d;
-      for (int64_t k = 0; k < d; ++k) maps[(m * d + k) * columns + r] = from[k];
+      for (int64_t k = 0; k < d; ++k) maps[(m * d + k) * stride + r] = from[k];
     }
   }
   parallel_for(of.samples, 1, threads, [&](int64_t b0, int64_t b1) {
@@ -29,7 +30,7 @@ void prompt_hidden(py::object images, py::object modality, py::object weight, py
       const int64_t m = of.infrared(b);
       each_cells(of.grid, [&](int64_t g, int64_t n) {
         VIFAST_DISPATCH(gather_cells, of.grid, px + b * of.pixels(), nullptr, g, n, buffer.rows.get());
-        buffer.products({buffer.rows.get(), d, 1}, n, maps.data() + m * d * columns, d, columns, columns, buffer.columns.get());
+        buffer.products({buffer.rows.get(), d, 1}, n, maps.data() + m * d * stride, d, stride, columns, buffer.columns.get());
         for (int64_t r = 0; r < columns; ++r) {
           float* plane = out + (b * columns + r) * cells + g;
           for (int64_t k = 0; k < n; ++k) plane[k] = buffer.columns.get()[k * columns + r] + pb[of.row(m, r)];

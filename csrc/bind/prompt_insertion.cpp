@@ -96,6 +96,12 @@ void prompt_insertion_backward(py::object to_prompted, py::object to_prompt, py:
   py::gil_scoped_release release;
   const int64_t sums = (packed + 3) * d;  // of a group of samples: [P, D] of the weight, then [3, D] of the bias
   std::vector<float> partial(kSampleGroups * sums);
+  const int64_t stride = panel_stride(columns);
+  std::vector<float> maps(3 * d * stride);  // [D, columns] of visible, infrared, and the common ones
+  for (int64_t k = 0; k < d; ++k) {
+    for (int64_t m = 0; m < 2; ++m) std::copy_n(pw + k * packed + m * specific, specific, &maps[(m * d + k) * stride]);
+    std::copy_n(pw + k * packed + 2 * specific, of.common, &maps[(2 * d + k) * stride]);
+  }
   parallel_for(kSampleGroups, 1, threads, [&](int64_t t0, int64_t t1) {
     CellBuffer buffer(of, 2);
     std::vector<uint32_t> words(d + 4);
@@ -112,7 +118,7 @@ void prompt_insertion_backward(py::object to_prompted, py::object to_prompt, py:
           float* narrow = buffer.columns.get();
           if (specific > 0) {
             buffer.products({planes + g, cells, 1}, specific, own, n, d, d, to + m * specific * d, true);
-            buffer.products({own, d, 1}, n, pw + m * specific, d, packed, specific, narrow);
+            buffer.products({own, d, 1}, n, &maps[m * d * stride], d, stride, specific, narrow);
             for (int64_t r = 0; r < specific; ++r) {
               for (int64_t k = 0; k < n; ++k) to_planes[r * cells + g + k] = narrow[k * specific + r];
             }
@@ -120,7 +126,7 @@ void prompt_insertion_backward(py::object to_prompted, py::object to_prompt, py:
           if (of.common == 0) return;
           positive_planes(of, planes, g, n, narrow);
           buffer.products({narrow, n, 1}, of.common, common, n, d, d, to + 2 * specific * d, true);
-          buffer.products({common, d, 1}, n, pw + 2 * specific, d, packed, of.common, narrow);
+          buffer.products({common, d, 1}, n, &maps[2 * d * stride], d, stride, of.common, narrow);
           for (int64_t r = 0; r < of.common; ++r) {
             const int64_t plane = (specific + r) * cells + g;
             for (int64_t k = 0; k < n; ++k) to_planes[plane + k] = planes[plane + k] > 0 ? narrow[k * of.common + r] : 0.0f;

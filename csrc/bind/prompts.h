@@ -49,11 +49,15 @@ struct CellBuffer {
 
   // out [n, cols] = weights [n, m] x [m, cols]; `add`: that more than it was.
   void products(Weights weights, int64_t n, const float* x, int64_t m, int64_t x_stride, int64_t cols, float* out, bool add = false) {
-    VIFAST_DISPATCH(weighted_sums, weights, n, x, m, x_stride, 0, cols, add, out, cols, panel.get());
+    float* scratch = x_stride == kSumsWidth ? nullptr : panel.get();
+    VIFAST_DISPATCH(weighted_sums, weights, n, x, m, x_stride, 0, cols, add, out, cols, scratch);
   }
 
   std::unique_ptr<float, FreeAligned> rows, columns, panel;
 };
+
+// How far apart to lay the rows of a map of few columns that many products share: as a panel of weighted_sums, if they fit.
+inline int64_t panel_stride(int64_t columns) { return columns <= kSumsWidth ? kSumsWidth : columns; }
 
 // Calls body(first cell, cells) for blocks of the cells of an image.
 template <class Body>

@@ -41,7 +41,8 @@ void weighted_sums(Weights w, int64_t n, const float* x, int64_t m, int64_t x_st
     const int64_t cols = c1 - c < kSumsWidth ? c1 - c : kSumsWidth;
     for (int64_t j = 0; j == 0 || j < m; j += kSumsDepth) {
       const int64_t depth = m - j < kSumsDepth ? m - j : kSumsDepth;
-      for (int64_t k = 0; k < depth; ++k) {
+      const float* panel = scratch == nullptr ? x + j * kSumsWidth : scratch;
+      for (int64_t k = 0; k < depth && scratch != nullptr; ++k) {
         std::memcpy(scratch + k * kSumsWidth, x + (j + k) * x_stride + c, cols * sizeof(float));
         std::memset(scratch + k * kSumsWidth + cols, 0, (kSumsWidth - cols) * sizeof(float));
       }
@@ -57,11 +58,11 @@ void weighted_sums(Weights w, int64_t n, const float* x, int64_t m, int64_t x_st
             std::memcpy(acc[r], line[r], sizeof(acc[r]));
           }
           if (width <= kLanes) {
-            accumulate<1>(w, n - 1, r0, j, depth, scratch + part, acc);
+            accumulate<1>(w, n - 1, r0, j, depth, panel + part, acc);
           } else if (width <= 2 * kLanes) {
-            accumulate<2>(w, n - 1, r0, j, depth, scratch + part, acc);
+            accumulate<2>(w, n - 1, r0, j, depth, panel + part, acc);
           } else {
-            accumulate<kWide>(w, n - 1, r0, j, depth, scratch + part, acc);
+            accumulate<kWide>(w, n - 1, r0, j, depth, panel + part, acc);
           }
           for (int r = 0; r < kRows && r0 + r < n; ++r) {
             std::memcpy(line[r], acc[r], sizeof(acc[r]));
