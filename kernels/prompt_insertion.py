@@ -14,7 +14,8 @@ Backward with e = dx' + dP: weights and bias from keep e, values from its produc
          images get dx' itself.
 Memory   x' and P; of the backward partial sums of dC and dF. Half images are copied to float32 on the CPU.
 Floor    one read of the images and two writes; backward one read of both gradients.
-Measured within ModalityPrompts.
+Measured within ModalityPrompts, 4.7 of the bytes forward and 10 backward for 64 x 3 x 256 x 128 on two cores of an AMD
+         EPYC: products and draws, not bytes.
 Source   spec ckda 3.4, 12.H3.
 """
 
