@@ -4,6 +4,7 @@ from functools import partial
 
 import rival_prompts
 import rivals
+import rivals_images
 import torch
 
 from cases._case import Case
@@ -43,18 +44,21 @@ def _augment(images, params, dtype=torch.float32):
     constants = params.mean, params.std, params.fill
 
     def eager():
-        return rivals.augment(images, columns, constants).to(dtype)
+        return rivals_images.augment(images, columns, constants).to(dtype)
 
-    pillow = {"pillow": lambda: rivals.augment_pillow(images, columns, constants).to(dtype)}
+    pillow = {"pillow": lambda: rivals_images.augment_pillow(images, columns, constants).to(dtype)}
     return {"eager": eager, "compile": torch.compile(eager)} | (pillow if images.device.type == "cpu" else {})
 
 
 def _blur_jitter(images, params):
     (brightness, contrast, sigma), (jittered, blurred) = drawn_ckda(len(images))
     args = jittered, blurred, brightness[jittered], contrast[jittered], sigma[blurred]
-    on_device, compiled = [x.to(images.device) for x in args], torch.compile(rivals.blur_jitter)
-    pillow = {"pillow": lambda: rivals.blur_jitter_pillow(images, *args)} if images.device.type == "cpu" else {}
-    eager = {"eager": lambda: rivals.blur_jitter(images, *on_device), "compile": lambda: compiled(images, *on_device)}
+    on_device, compiled = [x.to(images.device) for x in args], torch.compile(rivals_images.blur_jitter)
+    pillow = {"pillow": lambda: rivals_images.blur_jitter_pillow(images, *args)} if images.device.type == "cpu" else {}
+    eager = {
+        "eager": lambda: rivals_images.blur_jitter(images, *on_device),
+        "compile": lambda: compiled(images, *on_device),
+    }
     return eager | pillow
 
 
