@@ -74,6 +74,10 @@ README = {
         "{purifier 120x2048x24x9 floor} × the bytes (120 × 2048 × 24 × 9)",
         "{purifier 120x2048x24x9 eager} × faster",
     ),
+    "`ModalityPrompts`": (
+        "{modality_prompts 64x3x256x128 floor} × the bytes (64 × 3 × 256 × 128)",
+        "{modality_prompts 64x3x256x128 eager} × faster",
+    ),
     "`IDKLObjective`, `DAKDLoss`": (
         "{idkl_objective 120x2048x395 ms} ms for a batch of 120 ({idkl_objective 120x2048x395 floor} × the "
         "classifiers' products); {dakd_loss 32x395x2048 floor} × the class products",
