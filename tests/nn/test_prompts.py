@@ -1,3 +1,4 @@
+import contextlib
 import copy
 from math import cos, sin
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import vifast
 from vifast.nn import ModalityPrompts
 
 SMALL = {"channels": 2, "cell": 2, "specific": 3, "common": 4, "gate": 1}
@@ -118,6 +120,39 @@ def test_dropout_drops_pixels_of_each_part_in_training_only():
     half = ModalityPrompts(**SMALL, dropout=0.5)
     share = half(images, modality)[1].eq(0).float().mean()
     assert 0.1 < share < 0.5  # a quarter, where both parts are dropped
+
+
+def test_dropout_follows_the_seed_of_torch():
+    module, (images, modality) = ModalityPrompts(**SMALL), batch(dtype=torch.float32)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn += [module(images, modality)[1]]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[2], module(images, modality)[1])
+
+
+@pytest.mark.parametrize("path", ["kernels", "definition"])
+def test_nothing_is_read_from_the_device(path, request):
+    module, (images, modality) = ModalityPrompts(**SMALL), batch(dtype=torch.float32)
+    request.getfixturevalue("no_host_reads")  # PyTorch reads when it draws weights
+    with vifast.use_reference() if path == "definition" else contextlib.nullcontext():
+        sum(x.sum() for x in module(images, modality)).backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+def test_a_step_of_training_is_one_graph():
+    module, (images, modality) = ModalityPrompts(**SMALL, dropout=0.0), batch(dtype=torch.float32)
+    other = copy.deepcopy(module)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    found = []
+    for run, of in ((compiled, module), (other, other)):
+        prompt = run(images, modality)[1]
+        found.append((prompt, *torch.autograd.grad(prompt.square().sum(), list(of.parameters()))))
+    for one, two in zip(*found, strict=True):
+        assert_close(one, two)
+    assert_close(module.state_dict(), other.state_dict())
 
 
 def test_either_part_can_be_left_out():

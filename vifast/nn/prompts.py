@@ -81,17 +81,18 @@ class ModalityPrompts(nn.Module):
         specific: hidden width of the specific part; 0 leaves it out.
         common: hidden width of the common part; 0 leaves it out, if the other is there.
         gate: hidden width of its gates.
-        dropout: probability of either part's pixels, in 0..1.
+        dropout: probability of either part's pixels, in 0..1, rounded to a multiple of 2^-16.
         running_at_eval: in eval mode normalise instances by running statistics, as the released code does, in place
             of their own.
 
     Shapes: ``images [B, channels, H, W]`` with H and W multiples of ``cell`` and more than one cell, ``modality [B]``
-    (0 visible, 1 infrared); out: images + P and P, both as ``images``.
+    (0 visible, 1 infrared, as any other); out: images + P and P, both as ``images``, in float32 in between whatever
+    autocast says. Both come of one op: the gradient of P is not that through images + P.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it.
 
-    Memory: a few arrays of the size of the images. Source: CKDA, spec ckda 3 (MSP and MCP).
+    Memory: both results, and a thirtieth of them; no mask is kept. Source: CKDA, spec ckda 3 (MSP and MCP).
 
     >>> prompts = ModalityPrompts()
     >>> prompted, prompt = prompts(torch.zeros(2, 3, 64, 32), torch.tensor([0, 1]))
