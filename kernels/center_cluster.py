@@ -134,9 +134,7 @@ def _cpu_backward(grad, own, dist, feat, labels, margin, precision):
     if not feat.numel():
         return torch.zeros_like(feat)
     centers, counts, codes, steps, apart = _compact(feat, labels)
-    steps.mul_(_pulls(grad, own))
-    if not own.isfinite().all():
-        steps.nan_to_num_(0.0, 0.0, 0.0)
+    steps.mul_(_pulls(grad, own)).nan_to_num_(0.0, 0.0, 0.0)
     k = len(apart)
     near = (apart < margin) & (apart.square() > FLOOR * 1.0001)
     weights = torch.where(near, 2 * grad / max(k * (k - 1), 1) / apart, 0.0)
