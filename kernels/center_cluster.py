@@ -15,7 +15,7 @@ Memory   rows less centers, the gradient, K x K (CPU). CUDA: up to SMALL rows N 
 Launches on a GPU up to SMALL rows one forward and one backward, see center_cluster_small.
 Floor    8*N*D bytes read forward and again backward, where 4*N*D are written; K x K x D products forward, twice as
          many backward.
-Measured 8.5, 5.6 and 2.3 of its bytes and products for 64, 120 and 512 rows of 2048, four of an identity, on two cores
+Measured 8.9, 4.8 and 1.9 of its bytes and products for 64, 120 and 512 rows of 2048, four of an identity, on two cores
          of an AMD EPYC, forward and backward.
 Source   spec idkl 4 (the unused "center cluster" loss).
 """
