@@ -1,5 +1,7 @@
 """Device code that the distance kernels share: the mean row, a tile of squared distances, launch shapes."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -175,6 +177,13 @@ def tile_launch(n: int, m: int) -> dict[str, int]:
     """
     block = 32 if max(n, m) <= 512 else 64
     return {"BLOCK_M": block, "BLOCK_N": block, "BLOCK_K": 16, "num_warps": block // 16}
+
+
+def fold_grid(n: int, m: int, launch: Mapping[str, int]) -> tuple[int, int]:
+    """Programs along the rows of an n x m problem, and parts of its columns that they fold: about two programs per
+    multiprocessor, however few the rows."""
+    rows = triton.cdiv(n, launch["BLOCK_M"])
+    return rows, min(triton.cdiv(m, launch["BLOCK_N"]), max(1, 256 // rows))
 
 
 def input_precision(precision: str) -> str:

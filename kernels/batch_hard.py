@@ -32,7 +32,7 @@ from vifast.kernels._lang import tl, triton
 from vifast.kernels._reduction import grad_of_rows, reduced, reduced_shape, share_of_row
 from vifast.kernels._registry import Op, check
 from vifast.kernels._small import SMALL
-from vifast.kernels._tile import CLOSE_PAIR, gpu_rows, input_precision, mean_row, sqdist_tile, tile_launch
+from vifast.kernels._tile import CLOSE_PAIR, fold_grid, gpu_rows, input_precision, mean_row, sqdist_tile, tile_launch
 from vifast.kernels.batch_hard_small import finish, keep_best, keys, mine
 
 FLOOR = 1e-12
@@ -175,8 +175,7 @@ def _triton(feat, labels, reference, ref_labels, metric, margin, precision, redu
             mine(x, x_labels, y, y_labels, margin, precision, reduction, out, _constants(metric, margin))
         return out
     launch = tile_launch(n, m)
-    rows, cols = triton.cdiv(n, launch["BLOCK_M"]), triton.cdiv(m, launch["BLOCK_N"])
-    splits = min(cols, max(1, 256 // rows))  # about two programs per multiprocessor however few the anchors
+    rows, splits = fold_grid(n, m, launch)
     key = x.new_empty(2, splits, n, dtype=torch.float32)
     key_index = x_labels.new_empty(2, splits, n)
     loss, *mined = _alloc(*args, "none")

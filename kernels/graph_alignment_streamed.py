@@ -7,6 +7,7 @@ from vifast.kernels._lang import tl, triton
 from vifast.kernels._softmax import store_states
 from vifast.kernels._tile import (
     CLOSE_PAIR,
+    fold_grid,
     input_precision,
     mean_row,
     pull,
@@ -96,9 +97,8 @@ def fold(
     loss: Tensor, saved: Tensor,
 ) -> None:  # fmt: skip
     """Losses of rows and what the backward needs, into what the op allocated."""
-    n, rows = len(x), triton.cdiv(len(x), _LAUNCH["BLOCK_M"])
-    # About two programs per multiprocessor however few the rows.
-    splits = min(triton.cdiv(n, _LAUNCH["BLOCK_N"]), max(1, 256 // rows))
+    n = len(x)
+    rows, splits = fold_grid(n, n, _LAUNCH)
     stats = x.new_empty(6, splits, n, dtype=torch.float64)
     _fold_kernel[(rows, splits)](
         x, y, mean_row(x, x), mean_row(y, y), stats, 1.0 if scale is None else scale, floor, n, x.size(1), y.size(1),

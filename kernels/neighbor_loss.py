@@ -33,6 +33,7 @@ from vifast.kernels._registry import Op, check
 from vifast.kernels._small import SMALL
 from vifast.kernels._tile import (
     CLOSE_PAIR,
+    fold_grid,
     gpu_rows,
     input_precision,
     mean_row,
@@ -197,8 +198,7 @@ def _triton(feat, labels, reference, ref_labels, metric, temperature, precision,
             search(x, x_labels, y, y_labels, factor, precision, reduction, out, {"ROOT": root, "FLOOR_": floor})
         return out
     launch = _launch(n, m)
-    rows, cols = triton.cdiv(n, launch["BLOCK_M"]), triton.cdiv(m, launch["BLOCK_N"])
-    splits = min(cols, max(1, 256 // rows))  # about two programs per multiprocessor however few the rows
+    rows, splits = fold_grid(n, m, launch)
     stats = x.new_empty(6, splits, n, dtype=torch.float32)
     loss, saved, *unused = _alloc(*args, "none")
     with torch.cuda.device_of(x):

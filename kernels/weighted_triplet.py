@@ -19,7 +19,7 @@ Memory   mean-free rows (CPU: twice, as rows and packed) and the gradient, O(N) 
 Launches on a GPU up to SMALL rows one forward and one backward, see weighted_triplet_small.
 Floor    3 products N x N x D (forward, recomputed distances, gradient); 2 on the CPU, where each pair of tiles is
          multiplied once.
-Measured 1.2, 0.51, 0.35 and 0.43 of the platform's three products for 64, 512, 2048 and 8192 rows of 2048 on two cores
+Measured 1.6, 0.49, 0.47 and 0.37 of the platform's three products for 64, 512, 2048 and 8192 rows of 2048 on two cores
          of an AMD EPYC, forward and backward.
 Source   specs idkl 13; Ye et al. 2021 (AGW), weighted regularised triplet. Recomputation as in FlashAttention.
 """
@@ -37,6 +37,7 @@ from vifast.kernels._small import SMALL
 from vifast.kernels._softmax import store_states
 from vifast.kernels._tile import (
     CLOSE_PAIR,
+    fold_grid,
     gpu_rows,
     input_precision,
     mean_row,
@@ -170,8 +171,7 @@ def _triton(feat, labels, stable, precision, reduction):
             weigh(x, labels, loss, saved, dist, precision, reduction, constants)
         return loss, saved, mean, dist
     launch = tile_launch(n, n)
-    rows, cols = triton.cdiv(n, launch["BLOCK_M"]), triton.cdiv(n, launch["BLOCK_N"])
-    splits = min(cols, max(1, 256 // rows))  # about two programs per multiprocessor however few the anchors
+    rows, splits = fold_grid(n, n, launch)
     stats = x.new_empty(6, splits, n, dtype=torch.float32)
     loss, saved, *unused = _alloc(feat, labels, stable, precision, "none")
     with torch.cuda.device_of(x):
