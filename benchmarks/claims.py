@@ -230,6 +230,21 @@ KERNELS = {
         "within ModalityPrompts, {64x3x256x128 floor} of the bytes for 64 x 3 x 256 x 128 on two cores of an AMD EPYC, "
         "forward and backward: five products of 768 x 24 a cell.",
     ),
+    "percentile_mask": (
+        "percentile_mask",
+        "{64 floor} and {1024 floor} of a copy for 64 and 1024 confidences, {softmax_confidence 64x2048 floor} "
+        "of reading 64 x 2048 logits on two cores of an AMD EPYC.",
+    ),
+    "prompt_mixture": (
+        "modality_prompts",
+        "within ModalityPrompts, {64x3x256x128 floor} of the bytes of the images, 64 x 3 x 256 x 128, on two cores of "
+        "an AMD EPYC, forward and backward; the planes are a thirty-second of them.",
+    ),
+    "prompt_statistics": (
+        "modality_prompts",
+        "within ModalityPrompts, {64x3x256x128 forward.floor} of the bytes of the images, 64 x 3 x 256 x 128, on two "
+        "cores of an AMD EPYC, forward; the planes are a thirty-second of them.",
+    ),
     "prompt_insertion": (
         "modality_prompts",
         "within ModalityPrompts, {64x3x256x128 forward.floor} of the bytes forward and {64x3x256x128 backward.floor} "

@@ -11,7 +11,7 @@ Memory   the centers of one identity; beyond LABELLED rows of a GPU two centers 
 Launches on a GPU up to LABELLED rows one forward and one backward: a program finds the rows of an identity by comparing
          labels, and the last to finish takes the mean.
 Floor    2*N*D*4 bytes read; backward the same again, and as many written.
-Measured 6.6 and 5.7 of a pass over the bytes for 120 and 512 rows of 2048 on two cores of an AMD EPYC, forward and
+Measured 5.6 and 3.6 of a pass over the bytes for 120 and 512 rows of 2048 on two cores of an AMD EPYC, forward and
          backward.
 Source   specs idkl 3, L_m.
 """

@@ -12,7 +12,7 @@ Launches on a GPU up to SMALL rows one forward and one backward, see center_trip
 Defined  an anchor without negatives counts as 0; no rows: 0.
 Memory   centers, a copy of the inputs, and the gradients; up to SMALL rows of a GPU N / 16 copies of centers and rows.
 Floor    with K identities K x K, N x K and K x N products over D.
-Measured 5.5 and 2.0 of the platform's products for 120 and 512 rows of 2048 on two cores of an AMD EPYC, forward and
+Measured 5.4 and 2.5 of the platform's products for 120 and 512 rows of 2048 on two cores of an AMD EPYC, forward and
          backward.
 Source   spec ckda 4, R11.
 """

@@ -13,7 +13,7 @@ Launches on a GPU up to LABELLED rows class_centers one forward: a program finds
          beyond them they are sorted. One backward.
 Memory   the results and O(N + K) indices.
 Floor    N*D*4 bytes read, K*D*4 (N*D*4) written.
-Measured within center_triplet_loss, 5.5 of its products for 120 rows of 2048 on two cores of an AMD EPYC, forward and
+Measured within center_triplet_loss, 5.4 of its products for 120 rows of 2048 on two cores of an AMD EPYC, forward and
          backward.
 Source   specs ckda 5.1 (prototypes), ckda 4 (centers).
 """

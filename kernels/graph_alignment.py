@@ -20,7 +20,7 @@ Memory   mean-free rows of both sets (twice on the CPU: as rows and packed), the
          or two strips of 512 x N (CUDA): no N x N but what few rows keep.
 Launches on a GPU up to SMALL rows one forward and one backward, see graph_alignment_small; more are streamed.
 Floor    3 products N x N x (D + E); on the CPU 2, where each pair is multiplied once, and 1.5 where distances are kept.
-Measured 0.90, 0.78 and 0.40 of the platform's products (60, 120, 2048 rows of 2048, both ways, 2 cores of an AMD EPYC).
+Measured 1.3, 0.79 and 0.42 of the platform's products (60, 120, 2048 rows of 2048, both ways, 2 cores of an AMD EPYC).
 Source   specs idkl 5 (graphs), dakd 11 (relations), ckda 5.3 (affinities).
 """
 

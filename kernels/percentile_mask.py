@@ -7,6 +7,7 @@ Shapes    confidence [N]; mask [N] of its dtype. logits [N, C]; confidence = max
 Edges     a NaN is left out of the percentile and never kept; no finite confidence: nothing is kept.
 Memory    results and, beyond MOST rows of a GPU, a sorted copy. No value goes to the host. No gradient.
 Floor     one read of the confidences, or of the logits. DAKDLoss asks confidence_weights instead.
+Measured  6.2 and 13 of a copy for 64 and 1024 confidences, 2.9 of reading 64 x 2048 logits on two cores of an AMD EPYC.
 Source    spec dakd 5.4.
 """
 

@@ -11,6 +11,8 @@ Backward none: prompt_mixture knows what they are of.
 Defined  a NaN stays in its sample, but for its modality's batch statistics, and the running ones.
 Memory   the results, and a variance for each sample and column.
 Floor    one read of hidden.
+Measured within ModalityPrompts, 4.7 of the bytes of the images, 64 x 3 x 256 x 128, on two cores of an AMD EPYC,
+         forward; the planes are a thirty-second of them.
 Source   spec ckda 3.2, 3.3.
 """
 

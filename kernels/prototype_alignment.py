@@ -18,7 +18,7 @@ Memory   two N x K arrays, packed rows, the gradient; no N x N beyond what graph
 Launches on a GPU up to PROTOTYPED rows one forward and one backward, up to SMALL two and two, see
          prototype_alignment_small.
 Floor    2 products N x K x D forward and 1 backward; 2 and 2 of N x N x K.
-Measured 1.1 and 1.3 of the platform's products for 32 and 512 rows, 713 prototypes of 768 on two cores of an AMD EPYC,
+Measured 1.2 and 1.2 of the platform's products for 32 and 512 rows, 713 prototypes of 768 on two cores of an AMD EPYC,
          forward and backward.
 Source   specs ckda 5.2 to 5.5.
 """

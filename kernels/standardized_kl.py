@@ -13,7 +13,7 @@ Edges     a constant row has z = 0; D <= ddof, D = 0: 0. A non-finite entry: a n
 Memory    loss and slope. On a GPU a program keeps a row of up to WIDEST columns in registers; a wider one it reads
           again, from cache, for each of its sums.
 Floor     12 bytes an element: both rows read, slope written.
-Measured  12 and 9.2 of a pass over the bytes for 64 and 128 rows of 2048, five temperatures, on two cores of an AMD
+Measured  17 and 16 of a pass over the bytes for 64 and 128 rows of 2048, five temperatures, on two cores of an AMD
           EPYC, forward and backward: arithmetic, not bytes.
 Source    spec dakd 5.1; logit standardisation of Sun et al. 2024.
 """

@@ -79,6 +79,8 @@ RIVALS = {
     "entropy_hinge": _usual(rivals.entropy_hinge),
     "standardized_kl": _usual(rivals.standardized_kl),
     "decoupled_kl": _usual(rivals.decoupled_kl),
+    "softmax_confidence": _usual(lambda logits: logits.softmax(1).amax(1)),
+    "percentile_mask": _usual(lambda confidence: (confidence >= confidence.quantile(0.5)).float()),
     "dakd_loss": _usual(rivals.dakd),
     "mce_objective": _usual(rivals.mce),
     "gem_pool": _usual(rivals.gem),

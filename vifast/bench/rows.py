@@ -54,6 +54,16 @@ def _dakd(n, k, d, device="cpu", dtype=torch.float32):
     return Work(lambda *args: loss(*args)["loss"], inputs, floors, (student_v, student_i))
 
 
+def _confidence(n, k, device="cpu", dtype=torch.float32):
+    logits = random_rows(n, k, seed=0, device=device, dtype=dtype)
+    return Work(functional.softmax_confidence, (logits,), (logits.sum,))
+
+
+def _mask(n, device="cpu", dtype=torch.float32):
+    confidence = random_rows(n, seed=0, device=device, dtype=dtype)
+    return Work(functional.percentile_mask, (confidence,), (copy(confidence),))
+
+
 LOGITS = ((60, 395), (120, 395), (512, 713))
 
 CASES = (
@@ -61,5 +71,7 @@ CASES = (
     Case("entropy_hinge", LOGITS, _both_sides(functional.entropy_hinge)),
     Case("standardized_kl", ((64, 395), (64, 2048), (128, 2048)), _standardized),
     Case("decoupled_kl", LOGITS, _decoupled),
+    Case("softmax_confidence", ((64, 395), (64, 2048)), _confidence),
+    Case("percentile_mask", ((64,), (1024,)), _mask),
     Case("dakd_loss", ((32, 395, 2048), (64, 395, 2048)), _dakd),
 )
