@@ -9,7 +9,7 @@ Gradient  dH(p)/draw = -p (log p + H(p)); slope = dloss/dH(q) = -dloss/dH(p), 0 
 Edges     no columns: entropies are 0. A non-finite logit: a non-finite loss of its row only.
 Memory    loss and saved.
 Floor     2*N*C elements read forward; read and written backward.
-Measured  9.6 and 6.6 of a pass over the bytes for 120 x 395 and 512 x 713 on two cores of an AMD EPYC, forward and
+Measured  11 and 6.0 of a pass over the bytes for 120 x 395 and 512 x 713 on two cores of an AMD EPYC, forward and
           backward: two exponentials an element.
 Source    spec idkl 3, L_F.
 """
